@@ -1,0 +1,243 @@
+"""Builds fused_lstm/_C from csrc with torch's BuildExtension; what it cannot build, it says briefly.
+
+Environment:
+    FUSED_LSTM_CUDA=auto|0|1   compile csrc/cuda: where possible (default), never, or else fail
+    FUSED_LSTM_SANITIZE=1      address and undefined-behaviour sanitizers (`make sanitize`)
+    TORCH_CUDA_ARCH_LIST       CUDA architectures, as for every torch extension
+    MAX_JOBS                   compilers run at once; by default as cores and memory allow
+    CXX, CUDA_HOME             which compiler, which CUDA toolkit
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+OLDEST_PYTHON = (3, 10)
+OLDEST_TORCH = (2, 10)
+# A C++ file that includes torch's headers takes 1.5 GB to compile, nvcc more.
+GIB_PER_JOB = 2.5
+# 9.0a: Hopper's own instructions (clusters, wgmma) are not in plain 9.0.
+CUDA_ARCHS = ("8.0", "8.6", "8.9", "9.0a", "10.0", "12.0")
+
+
+def refuse(reason: str) -> NoReturn:
+    sys.exit(f"fused_lstm: {reason}")
+
+
+def say(line: str) -> None:
+    print(f"fused_lstm: {line}", file=sys.stderr, flush=True)
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """Major and minor number: "2.13.0+cpu" -> (2, 13)."""
+    numbers = re.findall(r"\d+", text)
+    return int(numbers[0]), int(numbers[1])
+
+
+def import_torch():
+    """torch, or a refusal that says how to get it."""
+    if sys.version_info < OLDEST_PYTHON:
+        refuse(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}.")
+    try:
+        import torch
+    except ImportError:
+        refuse(
+            "torch is not installed where the build runs. Install torch, setuptools and ninja, "
+            "then run `pip install --no-build-isolation .`"
+        )
+    if version_of(torch.__version__) < OLDEST_TORCH:
+        refuse(f"torch 2.10 or newer is needed, this is {torch.__version__}.")
+    return torch
+
+
+def switch(name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(name) or default
+    if value not in allowed:
+        refuse(f"{name}={value} is not one of {', '.join(allowed)}.")
+    return value
+
+
+def check_compiler() -> list[str]:
+    """The C++ compiler torch will call, as a command line."""
+    default = "clang++" if sys.platform == "darwin" else "c++"
+    command = shlex.split(os.environ.get("CXX", default))
+    if sys.platform != "win32" and shutil.which(command[0]) is None:
+        refuse(
+            f"there is no C++ compiler: '{command[0]}' was not found. "
+            "Install g++ (Debian, Ubuntu: `apt install g++`) or set CXX."
+        )
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.exists():
+        refuse(f"Python's headers are missing ({header}). Debian, Ubuntu: `apt install python3-dev`.")
+    return command
+
+
+def accepts(compiler: list[str], flag: str) -> bool:
+    """Whether the compiler can compile and link an empty program with this flag."""
+    command = [*compiler, flag, "-x", "c++", "-", "-o", os.devnull]
+    result = subprocess.run(command, input=b"int main() {}", capture_output=True, check=False)
+    return result.returncode == 0
+
+
+# CUDA or not, and why
+
+
+def toolkit_version(cuda_home: str) -> str | None:
+    """Version of the toolkit's nvcc, such as "13.0"; None without a working nvcc."""
+    nvcc = Path(cuda_home) / "bin" / "nvcc"
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found.group(1) if found else None
+
+
+def why_no_cuda(torch, cuda_home: str | None, sources: list[str]) -> str | None:
+    """Why CUDA cannot be compiled here, in one line; None where it can."""
+    if not sources:
+        return "there are no CUDA sources"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not a CUDA build"
+    if cuda_home is None:
+        return "no CUDA toolkit was found: put nvcc on PATH or set CUDA_HOME"
+    toolkit = toolkit_version(cuda_home)
+    if toolkit is None:
+        return f"there is no working nvcc in CUDA_HOME={cuda_home}"
+    if version_of(toolkit)[0] != version_of(torch.version.cuda)[0]:
+        return (
+            f"the CUDA toolkit in {cuda_home} is {toolkit}, but torch {torch.__version__} was built "
+            f"for CUDA {torch.version.cuda}: set CUDA_HOME to a {torch.version.cuda} toolkit, "
+            f"or install a torch built for CUDA {toolkit}"
+        )
+    return None
+
+
+def default_archs(cuda_home: str) -> list[str]:
+    """Those of CUDA_ARCHS that this toolkit's nvcc can compile for."""
+    command = [str(Path(cuda_home) / "bin" / "nvcc"), "--list-gpu-arch"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return [arch for arch in CUDA_ARCHS if f"compute_{re.sub('[.a]', '', arch)}" in listed]
+
+
+def pip_cuda_includes(torch, cuda_home: str) -> list[str]:
+    """Header folders of the pip packages torch runs on, for toolkits that lack library headers."""
+    if (Path(cuda_home) / "include" / "cusparse.h").exists():
+        return []
+    packages = Path(torch.__file__).parent.parent / "nvidia"
+    return [str(folder) for folder in sorted(packages.glob("*/include"))]
+
+
+# Flags
+
+
+def jobs() -> int:
+    """How many compilers may run at once: no more than there are cores, or memory for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits = []
+    try:
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        limits += [int(available.group(1)) * 1024] if available else []
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # not Linux, or a cgroup without a limit
+        pass
+    by_memory = [int(limit / (GIB_PER_JOB * 2**30)) for limit in limits]
+    return max(1, min([cores or 1, *by_memory]))
+
+
+def cxx_flags(compiler: list[str], torch_includes: list[str]) -> tuple[list[str], list[str]]:
+    """Flags for compiling and for linking the C++ sources."""
+    compile_flags = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
+    # Python's own flags bring -fwrapv, which hides overflow from the optimiser and the sanitizer.
+    compile_flags += ["-fno-wrapv", "-ffp-contract=fast", "-fno-math-errno"]
+    # A folder named by -isystem gives no warnings, also where torch names it again by -I.
+    compile_flags += [flag for folder in torch_includes for flag in ("-isystem", folder)]
+    link_flags = []
+    if accepts(compiler, "-fopenmp"):
+        compile_flags.append("-fopenmp")
+        link_flags.append("-fopenmp")
+    else:
+        say(f"'{compiler[0]}' has no OpenMP: the kernels will run on one thread.")
+    if switch("FUSED_LSTM_SANITIZE", "0", ("0", "1")) == "1":
+        # vptr needs type information that torch does not export.
+        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"]
+        compile_flags += [*sanitize, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+        compile_flags += ["-O1", "-g1"]
+        link_flags += sanitize
+    return compile_flags, link_flags
+
+
+def nvcc_flags(includes: list[str]) -> list[str]:
+    flags = ["-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-warn-spills"]
+    return flags + [flag for folder in includes for flag in ("-isystem", folder)]
+
+
+def sources(*patterns: str) -> list[str]:
+    """Files that match, relative to this one, as setuptools wants them."""
+    found = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+def build_extension() -> dict:
+    """Arguments for setup() that describe fused_lstm._C."""
+    torch = import_torch()
+    compiler = check_compiler()
+    from torch.utils import cpp_extension
+
+    os.environ.setdefault("MAX_JOBS", str(jobs()))
+    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
+    cuda_files = sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+    wanted = switch("FUSED_LSTM_CUDA", "auto", ("auto", "0", "1"))
+    reason = why_no_cuda(torch, cpp_extension.CUDA_HOME, cuda_files)
+    if wanted == "0":
+        reason = "FUSED_LSTM_CUDA=0"
+    elif wanted == "1" and reason is not None:
+        refuse(f"FUSED_LSTM_CUDA=1, but CUDA cannot be compiled: {reason}.")
+
+    compile_flags, link_flags = cxx_flags(compiler, cpp_extension.include_paths())
+    flags = {"cxx": compile_flags}
+    facts = {"TORCH_VERSION": torch.__version__, "CUDA_REASON": reason or ""}
+    make_extension = cpp_extension.CppExtension
+    if reason is None:
+        home = cpp_extension.CUDA_HOME
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(default_archs(home)))
+        includes = pip_cuda_includes(torch, home)
+        flags["cxx"] += [flag for folder in includes for flag in ("-isystem", folder)]
+        flags["nvcc"] = nvcc_flags(includes)
+        facts["CUDA_VERSION"] = toolkit_version(home)
+        facts["CUDA_ARCHS"] = os.environ["TORCH_CUDA_ARCH_LIST"]
+        make_extension = cpp_extension.CUDAExtension
+        files += cuda_files
+        say(f"with CUDA {facts['CUDA_VERSION']} for {facts['CUDA_ARCHS']}.")
+    else:
+        say(f"CPU only: {reason}.")
+
+    macros = [(f"FUSED_LSTM_{name}", f'"{value}"') for name, value in facts.items()]
+    if reason is None:
+        macros.append(("FUSED_LSTM_WITH_CUDA", "1"))
+    extension = make_extension(
+        "fused_lstm._C",
+        files,
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=link_flags,
+    )
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": cpp_extension.BuildExtension},
+    }
+
+
+setup(**build_extension())
