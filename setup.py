@@ -1,4 +1,4 @@
-"""Builds fused_lstm/_C from csrc with torch's BuildExtension; what it cannot build, it says briefly.
+"""Builds fused_lstm/_C from csrc with torch's BuildExtension; refuses briefly what it cannot build.
 
 Environment:
     FUSED_LSTM_CUDA=auto|0|1   compile csrc/cuda: where possible (default), never, or else fail
@@ -79,7 +79,7 @@ def check_compiler() -> list[str]:
         )
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
-        refuse(f"Python's headers are missing ({header}). Debian, Ubuntu: `apt install python3-dev`.")
+        refuse(f"{header} is missing. Debian, Ubuntu: `apt install python3-dev`.")
     return command
 
 
@@ -97,10 +97,10 @@ def toolkit_version(cuda_home: str) -> str | None:
     """Version of the toolkit's nvcc, such as "13.0"; None without a working nvcc."""
     nvcc = Path(cuda_home) / "bin" / "nvcc"
     try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    found = re.search(r"release (\d+\.\d+)", text)
+    found = re.search(r"release (\d+\.\d+)", answer.stdout)
     return found.group(1) if found else None
 
 
@@ -117,9 +117,9 @@ def why_no_cuda(torch, cuda_home: str | None, sources: list[str]) -> str | None:
         return f"there is no working nvcc in CUDA_HOME={cuda_home}"
     if version_of(toolkit)[0] != version_of(torch.version.cuda)[0]:
         return (
-            f"the CUDA toolkit in {cuda_home} is {toolkit}, but torch {torch.__version__} was built "
-            f"for CUDA {torch.version.cuda}: set CUDA_HOME to a {torch.version.cuda} toolkit, "
-            f"or install a torch built for CUDA {toolkit}"
+            f"the CUDA toolkit in {cuda_home} is {toolkit}, but torch {torch.__version__} was "
+            f"built for CUDA {torch.version.cuda}: set CUDA_HOME to a {torch.version.cuda} "
+            f"toolkit, or install a torch built for CUDA {toolkit}"
         )
     return None
 
