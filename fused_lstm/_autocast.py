@@ -1,0 +1,35 @@
+"""What ``torch.autocast`` does to ``torch.nn.LSTM``, done by hand: the ops know nothing of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on the device of ``x``; None where it is off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    device_type = x.device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Autocast leaves float64 and everything that is not floating point alone."""
+    eligible = t.is_floating_point() and t.dtype != torch.float64
+    return t.to(dtype) if eligible else t
+
+
+def state_dtype(x: Tensor, c0: Tensor | None, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which PyTorch's own step-by-step LSTM keeps c under autocast.
+
+    On the CPU it adds gates of autocast's dtype to the caller's c0 (zeros of the input's dtype
+    where there is none), which gives the wider of the two; elsewhere everything is cast.
+    """
+    if x.device.type != "cpu":
+        return dtype if x.dtype != torch.float64 else x.dtype
+    return torch.promote_types(dtype, x.dtype if c0 is None else c0.dtype)
