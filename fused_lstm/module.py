@@ -1,0 +1,92 @@
+"""``fused_lstm.LSTM``: the layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fused_lstm._checks import State
+from fused_lstm.functional import lstm
+
+
+class LSTM(torch.nn.RNNBase):
+    """A drop-in for ``torch.nn.LSTM``: the same arguments, parameters, results and errors, faster.
+
+    Checkpoints pass in both directions. It does not derive from ``torch.nn.LSTM``, because
+    ``torch.compile`` refuses every instance of that class and breaks the graph there; test with
+    ``isinstance(module, torch.nn.RNNBase)`` where both are meant.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of the state, H.
+        num_layers: layers, each fed with the output of the one below.
+        bias: whether there are ``b_ih`` and ``b_hh``.
+        batch_first: whether dense input and output are ``[B, T, features]``; the state never is.
+        dropout: probability of dropout between layers, in training mode.
+        bidirectional: whether each layer also runs backwards in time.
+        proj_size: features of the projected output, P; 0 for none, which makes P = H.
+        device: of the parameters.
+        dtype: of the parameters: float32, float64, bfloat16 or float16.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the layers over ``input [T, B, I]``, ``[B, T, I]``, ``[T, I]`` or packed rows.
+
+        Returns ``(output, (h_n, c_n))``; :func:`fused_lstm.lstm` has the shapes and the errors.
+        """
+        return lstm(
+            input,
+            hx,
+            self._weights(),
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            training=self.training,
+        )
+
+    def _weights(self) -> list[list[Tensor]]:
+        """``all_weights``, quickly where all of them are plain parameters.
+
+        Looked up by name in each call: ``weight_norm``, parametrizations, ``functional_call`` and
+        data parallelism all put other tensors in their place.
+        """
+        parameters = self._parameters
+        try:
+            return [[parameters[name] for name in group] for group in self._all_weights]
+        except KeyError:
+            return self.all_weights
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels read the weights wherever they lie."""
