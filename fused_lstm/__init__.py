@@ -1,0 +1,21 @@
+"""A drop-in, faster ``torch.nn.LSTM``."""
+
+from fused_lstm._explain import explain
+from fused_lstm._ops import FusedLSTMWarning
+from fused_lstm.cell import LSTMCell
+from fused_lstm.functional import lstm
+from fused_lstm.module import LSTM
+from fused_lstm.replace import replace_lstm, restore_lstm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "FusedLSTMWarning",
+    "LSTMCell",
+    "__version__",
+    "explain",
+    "lstm",
+    "replace_lstm",
+    "restore_lstm",
+]

@@ -1,0 +1,92 @@
+"""``explain()``: which algorithm runs a call, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fused_lstm import _ops
+from fused_lstm._autocast import autocast_dtype
+from fused_lstm.autograd import any_requires_grad
+from fused_lstm.cell import LSTMCell
+from fused_lstm.module import LSTM
+
+
+def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
+    """Say, layer by layer, which algorithm ``module(input)`` would run here and now, and why.
+
+    What counts as here and now: the device, the number of threads, and whether gradients are
+    recorded (call it under ``torch.no_grad()`` for inference). Nothing is computed.
+
+    Args:
+        module: a ``fused_lstm.LSTM`` or ``fused_lstm.LSTMCell``.
+        input: an input that the module takes.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        TypeError: for any other module.
+    """
+    if not isinstance(module, (LSTM, LSTMCell)):
+        raise TypeError(
+            "explain() takes a fused_lstm.LSTM or fused_lstm.LSTMCell, "
+            f"got {type(module).__module__}.{type(module).__qualname__}"
+        )
+    data = input.data if isinstance(input, PackedSequence) else input
+    dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data) or data.dtype
+    training = torch.is_grad_enabled() and any_requires_grad(data, *module.parameters())
+    steps, batch, batch_sizes = _extent(module, input)
+    mode = "gradients recorded" if training else "inference"
+    lines = [
+        f"{module}: {steps} steps, batch {batch}{' (packed)' if batch_sizes else ''}, "
+        f"{_name(dtype)} on {data.device}, {torch.get_num_threads()} threads, {mode}"
+    ]
+    reason = _ops.unavailable(data.device.type, dtype)
+    if reason is not None:
+        return "\n".join([*lines, f"  every layer: plain PyTorch: {reason}"])
+
+    hidden_size, proj_size = module.hidden_size, getattr(module, "proj_size", 0)
+    directions = 2 if getattr(module, "bidirectional", False) else 1
+    for layer in range(getattr(module, "num_layers", 1)):
+        plan = _ops.extension.plan(
+            steps=steps,
+            batch=batch,
+            input_size=directions * (proj_size or hidden_size) if layer else module.input_size,
+            hidden_size=hidden_size,
+            proj_size=proj_size,
+            directions=directions,
+            dtype=_name(dtype),
+            device=data.device.type,
+            threads=torch.get_num_threads(),
+            training=training,
+            batch_sizes=batch_sizes,
+        )
+        lines += _plan_lines(layer, plan)
+    return "\n".join(lines)
+
+
+def _extent(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> tuple[int, int, list[int]]:
+    """Steps, batch and, where packed, the batch of each step."""
+    if isinstance(input, PackedSequence):
+        batch_sizes = input.batch_sizes.tolist()
+        return len(batch_sizes), batch_sizes[0], batch_sizes
+    if isinstance(module, LSTMCell):
+        return 1, input.shape[0] if input.dim() == 2 else 1, []
+    if input.dim() == 2:
+        return input.shape[0], 1, []
+    batch_dim = 0 if module.batch_first else 1
+    return input.shape[1 - batch_dim], input.shape[batch_dim], []
+
+
+def _plan_lines(layer: int, plan: Mapping[str, object]) -> list[str]:
+    details = ", ".join(f"{k}={v}" for k, v in plan.items() if k not in ("algorithm", "why"))
+    lines = [f"  layer {layer}: {plan['algorithm']}: {plan['why']}"]
+    return [*lines, f"    {details}"] if details else lines
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
