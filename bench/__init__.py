@@ -1,0 +1,1 @@
+"""Measures fused_lstm.LSTM against torch.nn.LSTM: `python -m bench`."""
