@@ -1,0 +1,124 @@
+"""``python -m fused_lstm``: what was built, what runs here, and whether it computes rightly."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+import fused_lstm
+from fused_lstm import LSTM, _ops
+
+SWITCHES = ("FUSED_LSTM_DISABLE", "FUSED_LSTM_ISA", "FUSED_LSTM_STRICT")
+# Times the error that nn.LSTM makes in the same dtype, and a few units in the last place.
+OUTPUT_FACTOR, GRADIENT_FACTOR, FLOOR = 2, 3, 8
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """Name and value of every fact worth knowing when something is slow or wrong."""
+    yield "fused_lstm", fused_lstm.__version__
+    yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    if _ops.extension is None:
+        yield "extension", f"none: {_ops.unavailable('cpu', torch.float32)}"
+    else:
+        built = _ops.extension.build_info()
+        yield "extension", f"built for torch {built['torch']} with {built['compiler']}"
+        isas = ", ".join(built["compiled_isas"])
+        yield "instruction set", f"{_ops.extension.cpu_isa()} (compiled: {isas})"
+        yield "openmp", "yes" if built["openmp"] else "no: the kernels run on one thread"
+        yield "cuda", cuda_line(built)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        reason = _ops.unavailable("cpu", dtype)
+        yield f"cpu {name_of(dtype)}", "fused" if reason is None else f"fallback: {reason}"
+    in_force = [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
+    yield "switches", ", ".join(in_force) or "none"
+
+
+def cuda_line(built: dict) -> str:
+    """Whether CUDA runs here, and if not, why."""
+    if not built["cuda"]:
+        return f"no: {built.get('cuda_reason') or 'compiled without it'}"
+    compiled = f"compiled with {built['cuda']} for {built['cuda_archs']}"
+    if not torch.cuda.is_available():
+        return f"no: {compiled}, but torch finds no GPU"
+    return f"yes: {compiled}; {torch.cuda.get_device_name()}"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """``float32``, not ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def quiet_fallback() -> Iterator[None]:
+    """The report has said already what falls back, and why."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fused_lstm.FusedLSTMWarning)
+        yield
+
+
+def run(lstm: nn.RNNBase, x: Tensor) -> dict[str, Tensor]:
+    """Outputs and gradients of one forward and backward pass, by name."""
+    x = x.detach().requires_grad_()
+    y, (h_n, c_n) = lstm(x)
+    loss = (y.sum(-1) * torch.linspace(1, 2, y.shape[1]).to(y)).sum() + (h_n * c_n.cos()).sum()
+    names, parameters = zip(*lstm.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, [x, *parameters])
+    outputs = {"y": y, "h_n": h_n, "c_n": c_n}
+    return outputs | {f"gradient of {n}": g for n, g in zip(("x", *names), gradients, strict=True)}
+
+
+def self_test(device: str, dtype: torch.dtype) -> str | None:
+    """Compare LSTM with nn.LSTM, both against float64; None if it is right, else what is wrong."""
+    sizes = {"input_size": 10, "hidden_size": 19, "num_layers": 2, "bidirectional": True}
+    torch.manual_seed(0)
+    plain = nn.LSTM(**sizes, dtype=dtype, device=device)
+    fused = LSTM(**sizes, dtype=dtype, device=device)
+    fused.load_state_dict(plain.state_dict())
+    exact = nn.LSTM(**sizes, dtype=torch.float64, device=device)
+    exact.load_state_dict(plain.state_dict())
+    x = torch.randn(7, 3, 10, device=device, dtype=dtype)
+
+    try:
+        with quiet_fallback():
+            actual = run(fused, x)
+    except RuntimeError as error:
+        return str(error)
+    theirs, expected = run(plain, x), run(exact, x.double())
+    for name, value in expected.items():
+        factor = GRADIENT_FACTOR if name.startswith("gradient") else OUTPUT_FACTOR
+        floor = FLOOR * torch.finfo(dtype).eps * value.abs().max()
+        error = (actual[name].double() - value).abs().max()
+        allowed = factor * (theirs[name].double() - value).abs().max() + floor
+        if not error <= allowed:
+            return f"{name} is off by {error:.1e}, allowed are {allowed:.1e}"
+    return None
+
+
+def main() -> int:
+    """Print the report and run the self-test.
+
+    Returns:
+        0 if every comparison passed and the fused kernels run (or are switched off), else 1.
+    """
+    for name, value in report():
+        print(f"{name:16} {value}")
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    failed = _ops.extension is None and not _ops.disabled()
+    for device in devices:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            problem = self_test(device, dtype)
+            failed = failed or problem is not None
+            print(f"{'self-test':16} {device} {name_of(dtype)}: {problem or 'passed'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
