@@ -20,11 +20,12 @@ import sysconfig
 from pathlib import Path
 from typing import NoReturn
 
-from setuptools import setup
+import setuptools
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
+OLDEST_SETUPTOOLS = (77, 0)  # older ones cannot read the license in pyproject.toml
 # A C++ file that includes torch's headers takes 1.5 GB to compile, nvcc more.
 GIB_PER_JOB = 2.5
 # 9.0a: Hopper's own instructions (clusters, wgmma) are not in plain 9.0.
@@ -45,10 +46,18 @@ def version_of(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def import_torch():
-    """torch, or a refusal that says how to get it."""
+def check_tools() -> None:
     if sys.version_info < OLDEST_PYTHON:
         refuse(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}.")
+    if version_of(setuptools.__version__) < OLDEST_SETUPTOOLS:
+        refuse(
+            f"setuptools 77 or newer is needed, this is {setuptools.__version__}: "
+            "`pip install --upgrade setuptools`"
+        )
+
+
+def import_torch():
+    """torch, or a refusal that says how to get it."""
     try:
         import torch
     except ImportError:
@@ -191,6 +200,7 @@ def sources(*patterns: str) -> list[str]:
 
 def build_extension() -> dict:
     """Arguments for setup() that describe fused_lstm._C."""
+    check_tools()
     torch = import_torch()
     compiler = check_compiler()
     from torch.utils import cpp_extension
@@ -198,7 +208,7 @@ def build_extension() -> dict:
     os.environ.setdefault("MAX_JOBS", str(jobs()))
     # csrc/cuda/*.cpp plans for a GPU and needs none: it is in every build, and tested in every one.
     files = sources("csrc/*.cpp", "csrc/*/*.cpp")
-    cuda_files = sources("csrc/cuda/*.cu")
+    cuda_files = sources("csrc/cuda/*.cu", "csrc/cuda/layer/*.cpp")
     wanted = switch("FUSED_LSTM_CUDA", "auto", ("auto", "0", "1"))
     reason = why_no_cuda(torch, cpp_extension.CUDA_HOME, cuda_files)
     if wanted == "0":
@@ -241,4 +251,5 @@ def build_extension() -> dict:
     }
 
 
-setup(**build_extension())
+if __name__ == "__main__":
+    setuptools.setup(**build_extension())
