@@ -1,0 +1,220 @@
+"""setup.py: what it refuses, what it says, what it puts into a package."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def setup_module():
+    """setup.py as a module: nothing is built on import."""
+    spec = importlib.util.spec_from_file_location("fused_lstm_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_setup(*arguments, python_path=None, **variables):
+    """setup.py in a process of its own, with other environment variables."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FUSED_LSTM_")}
+    environment |= variables
+    if python_path:
+        environment["PYTHONPATH"] = str(python_path)
+    return subprocess.run(
+        [sys.executable, "setup.py", *(arguments or ["--version"])],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def refusal(result):
+    """The one line that a refused build prints."""
+    assert result.returncode != 0
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("fused_lstm: ")
+    return lines[0]
+
+
+def fake_torch(folder, source):
+    (folder / "torch.py").write_text(source)
+    return folder
+
+
+def test_refuses_without_torch(tmp_path):
+    path = fake_torch(tmp_path, "raise ImportError")
+    line = refusal(run_setup(python_path=path))
+    assert "torch is not installed" in line
+    assert "--no-build-isolation" in line
+
+
+def test_refuses_old_torch(tmp_path):
+    path = fake_torch(tmp_path, "__version__ = '2.9.1+cu128'")
+    assert "torch 2.10 or newer is needed, this is 2.9.1+cu128" in refusal(
+        run_setup(python_path=path)
+    )
+
+
+def test_refuses_without_compiler():
+    line = refusal(run_setup(CXX="no-such-compiler -O2"))
+    assert "no C++ compiler: 'no-such-compiler' was not found" in line
+    assert "g++" in line
+
+
+def test_refuses_old_python(setup_module, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 7))
+    with pytest.raises(SystemExit, match=r"Python 3\.10 or newer"):
+        setup_module.check_tools()
+
+
+def test_refuses_old_setuptools(setup_module, monkeypatch):
+    monkeypatch.setattr(setup_module.setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"this is 65\.5\.0: `pip install --upgrade setuptools`"):
+        setup_module.check_tools()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("FUSED_LSTM_CUDA", "yes"), ("FUSED_LSTM_SANITIZE", "2")]
+)
+def test_refuses_unknown_switch(name, value):
+    result = run_setup(**{name: value})
+    assert result.returncode != 0
+    assert f"{name}={value} is not one of" in result.stderr
+
+
+def test_says_that_cuda_is_switched_off():
+    result = run_setup(FUSED_LSTM_CUDA="0")
+    assert result.returncode == 0
+    assert "fused_lstm: CPU only: FUSED_LSTM_CUDA=0." in result.stderr.splitlines()
+
+
+CPU_TORCH = SimpleNamespace(__version__="2.13.0+cpu", version=SimpleNamespace(cuda=None))
+CUDA_TORCH = SimpleNamespace(__version__="2.13.0+cu128", version=SimpleNamespace(cuda="12.8"))
+KERNELS = ["csrc/cuda/gates.cu"]
+
+
+def toolkit(folder, version):
+    """A CUDA toolkit that holds nothing but an nvcc, which tells its version."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --list-gpu-arch ]; then echo compute_80; echo compute_90; exit; fi\n'
+        f"echo 'Cuda compilation tools, release {version}, V{version}.1'\n"
+    )
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("torch", "home", "kernels", "reason"),
+    [
+        (CUDA_TORCH, "/nowhere", [], "there are no CUDA sources"),
+        (CPU_TORCH, "/nowhere", KERNELS, r"torch 2\.13\.0\+cpu is not a CUDA build"),
+        (CUDA_TORCH, None, KERNELS, "no CUDA toolkit was found: .*CUDA_HOME"),
+        (CUDA_TORCH, "/nowhere", KERNELS, "no working nvcc in CUDA_HOME=/nowhere"),
+    ],
+)
+def test_says_why_there_is_no_cuda(setup_module, torch, home, kernels, reason):
+    said = setup_module.why_no_cuda(torch, home, kernels)
+    assert re.search(reason, said)
+    assert "\n" not in said
+
+
+def test_compiles_cuda_where_versions_fit(setup_module, tmp_path):
+    assert setup_module.why_no_cuda(CUDA_TORCH, toolkit(tmp_path, "12.4"), KERNELS) is None
+
+
+def test_names_both_versions_where_cuda_differs(setup_module, tmp_path):
+    said = setup_module.why_no_cuda(CUDA_TORCH, toolkit(tmp_path, "13.0"), KERNELS)
+    assert "is 13.0" in said
+    assert "built for CUDA 12.8" in said
+    assert "set CUDA_HOME" in said
+
+
+def test_default_architectures_are_those_the_toolkit_knows(setup_module, tmp_path):
+    assert setup_module.default_archs(toolkit(tmp_path, "12.4")) == ["8.0", "9.0a"]
+
+
+@pytest.mark.skipif(not (ROOT / "csrc" / "cuda").exists(), reason="there are no CUDA sources")
+def test_cuda_on_demand_is_an_error_where_it_cannot_be(tmp_path):
+    line = refusal(run_setup(FUSED_LSTM_CUDA="1", CUDA_HOME=str(tmp_path)))
+    assert "FUSED_LSTM_CUDA=1, but CUDA cannot be compiled: " in line
+
+
+def test_pip_headers_only_for_a_slim_toolkit(setup_module, tmp_path):
+    torch = SimpleNamespace(__file__=str(tmp_path / "torch" / "__init__.py"))
+    headers = tmp_path / "nvidia" / "cusparse" / "include"
+    headers.mkdir(parents=True)
+    home = tmp_path / "cuda"
+    (home / "include").mkdir(parents=True)
+    assert setup_module.pip_cuda_includes(torch, str(home)) == [str(headers)]
+    (home / "include" / "cusparse.h").touch()
+    assert setup_module.pip_cuda_includes(torch, str(home)) == []
+
+
+def test_jobs_follow_memory(setup_module, monkeypatch):
+    monkeypatch.setattr(setup_module.os, "sched_getaffinity", lambda _: set(range(64)))
+    memory = f"MemAvailable: {8 * 2**20} kB"  # 8 GiB
+    monkeypatch.setattr(setup_module.Path, "read_text", lambda path: memory)
+    assert setup_module.jobs() == 3
+    monkeypatch.setattr(setup_module.Path, "read_text", lambda path: "MemAvailable: 1 kB")
+    assert setup_module.jobs() == 1
+
+
+def test_no_openmp_is_said_and_survived(setup_module, monkeypatch, capsys):
+    monkeypatch.setattr(setup_module, "accepts", lambda compiler, flag: flag != "-fopenmp")
+    compile_flags, link_flags = setup_module.cxx_flags(["clang++"], [])
+    assert "-fopenmp" not in compile_flags + link_flags
+    assert "'clang++' has no OpenMP" in capsys.readouterr().err
+
+
+def test_flags_stay_portable_and_exact(setup_module):
+    compile_flags, _ = setup_module.cxx_flags(["c++"], [])
+    for flag in compile_flags:
+        assert not flag.startswith(("-march", "-mtune", "-std", "-ffast-math", "-Ofast"))
+
+
+def test_source_package_can_be_built(tmp_path):
+    """Every file that the build reads is in the source package."""
+    result = run_setup("--quiet", "sdist", "--dist-dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
+    wanted = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/**/*") if p.is_file()}
+    wanted |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fused_lstm/*.py")}
+    wanted |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "fused_lstm/py.typed"}
+    assert wanted <= names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+@pytest.mark.slow
+def test_wheel_runs_outside_the_checkout(tmp_path):
+    """`pip install --no-build-isolation .`, into a folder of its own."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(tmp_path), str(ROOT)], check=True, timeout=900)
+    assert list((tmp_path / "fused_lstm").glob("_C*.so"))
+    assert (tmp_path / "fused_lstm" / "py.typed").exists()
+    report = subprocess.run(
+        [sys.executable, "-m", "fused_lstm"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert report.returncode == 0, report.stdout + report.stderr
+    assert "self-test        cpu float32: passed" in report.stdout
