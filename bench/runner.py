@@ -64,9 +64,7 @@ def thread_count(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def interleave(
-    functions: dict[str, Callable], calls: int, budget: float, rounds: int = 2
-) -> dict[str, Timing]:
+def interleave(functions: dict[str, Callable], calls: int, budget: float) -> dict[str, Timing]:
     """Times the functions in the order A B B A, so that a drift of the clock meets all alike.
 
     `calls` is what one function call counts as; rounds are added until `budget` seconds are spent.
@@ -77,13 +75,10 @@ def interleave(
     repeats = {n: max(1, round(SHORTEST_BLOCK / t.timeit(1))) for n, t in timers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     start = timer()
-    while rounds > 0 or timer() - start < budget:
+    while timer() - start < budget:
         for name in [*functions, *reversed(functions)]:
             elapsed = timers[name].timeit(repeats[name])
             seconds[name].append(elapsed / repeats[name] / calls)
-        rounds -= 1
-        if timer() - start > 3 * budget:
-            break
     return {name: Timing(each) for name, each in seconds.items()}
 
 
