@@ -35,17 +35,18 @@ struct Steps {
   }
 };
 
-// How plans B and C cut one direction over blocks (and plan A, with one slice).
+// How plans B and C cut one direction over blocks.
 //
 // A unit tile is 8 hidden units with all four of their gates; a row tile is 16 batch rows. A block
-// owns `unit_tiles` unit tiles and the row tiles `group`, `group + groups`, ... of the batch. Its
-// 32 * unit_tiles * k_warps threads are warps (tile, part): part p of a unit tile sums the p-th
-// share of the recurrent product's k tiles.
+// owns `unit_tiles` unit tiles and the row tiles `group`, `group + groups`, ... of the batch. Each
+// of its `k_warps` warps sums its share of the k tiles of the recurrent product for all the
+// block's units; then one thread per (row, unit) of a row tile finishes the cell, so
+// 32 * k_warps >= 128 * unit_tiles. Plan B: the `slices` blocks of a group are one cluster.
 struct Slices {
   int32_t unit_tiles;  // unit tiles per block
-  int32_t k_warps;     // warps that share one unit tile's product
+  int32_t k_warps;     // warps per block
   int32_t slices;      // blocks that together own all unit tiles: ceil(unit tiles / unit_tiles)
-  int32_t groups;      // replicas: how many groups of `slices` blocks share the row tiles
+  int32_t groups;      // how many groups of `slices` blocks share the row tiles
 };
 
 // ---- plans A, B, C: the recurrent loop of one layer, all directions in one launch ----

@@ -1,0 +1,58 @@
+// How the persistent kernels divide a block's shared memory; the planner asks the same functions
+// what fits. Every part is a multiple of 16 bytes.
+#pragma once
+
+#include "params.h"
+
+namespace fused_lstm {
+namespace cuda {
+
+constexpr int kCells = kRowTile * kUnitTile;  // of one row tile and one unit tile
+
+// k tiles of a warp's weights that shared memory must hold: registers are filled through it, so
+// at least one.
+FUSED_LSTM_HOST_DEVICE constexpr int64_t shared_k_tiles(int64_t warp_k_tiles, int reg_tiles) {
+  return warp_k_tiles > reg_tiles ? warp_k_tiles - reg_tiles : 1;
+}
+
+// operands: 1 forward (h), 4 backward (the gradients of four gates).
+FUSED_LSTM_HOST_DEVICE constexpr int64_t operand_bytes(int64_t hidden, int64_t element_size,
+                                                       int operands) {
+  return k_tile_count(hidden, element_size) * kRowTile * kTileBytes * operands;
+}
+
+// Plan A: [warp][k tile] weight blocks, then the operand of even and of odd steps.
+struct BlockLayout {
+  int64_t operand;  // byte at which the operands begin
+  int64_t bytes;
+
+  FUSED_LSTM_HOST_DEVICE constexpr BlockLayout(int64_t hidden, int64_t element_size, int operands,
+                                               int reg_tiles)
+      : operand(unit_tile_count(hidden) *
+                shared_k_tiles(k_tile_count(hidden, element_size), reg_tiles) * kBlockBytes),
+        bytes(operand + 2 * operand_bytes(hidden, element_size, operands)) {}
+};
+
+// Plans B and C: [warp][k tile][unit tile] weight blocks; [warp][unit tile][gate][cell] partial
+// sums (backward one, not four, per cell); two values kept per cell of every row tile of the
+// block; in plan B the operand of even and of odd steps of every row tile.
+struct SlicedLayout {
+  int64_t warp_k_tiles;  // k tiles of a warp, the last one perhaps fewer
+  int64_t row_tiles;     // most row tiles a block has
+  int64_t partials, state, operand, bytes;
+
+  FUSED_LSTM_HOST_DEVICE constexpr SlicedLayout(const Slices& s, int64_t hidden, int64_t batch,
+                                                int64_t element_size, int64_t acc_size,
+                                                int operands, int reg_tiles, bool cluster)
+      : warp_k_tiles(ceil_div(k_tile_count(hidden, element_size), s.k_warps)),
+        row_tiles(ceil_div(row_tile_count(batch), s.groups)),
+        partials(s.k_warps * shared_k_tiles(warp_k_tiles, reg_tiles) * s.unit_tiles * kBlockBytes),
+        state(partials +
+              s.k_warps * s.unit_tiles * (operands == 1 ? kGates : 1) * kCells * acc_size),
+        operand(state + row_tiles * 2 * s.unit_tiles * kCells * acc_size),
+        bytes(operand +
+              (cluster ? row_tiles * 2 * operand_bytes(hidden, element_size, operands) : 0)) {}
+};
+
+}  // namespace cuda
+}  // namespace fused_lstm
