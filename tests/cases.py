@@ -1,0 +1,157 @@
+"""Layers, inputs and the comparison that most tests are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import oracle
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import fused_lstm
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+DTYPE_IDS = ["fp32", "fp64", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer and one input."""
+
+    T: int = 5
+    B: int = 3
+    I: int = 4  # noqa: E741
+    H: int = 6
+    P: int = 0
+    layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    bidirectional: bool = False
+    hx: bool = True
+    kind: str = "dense"  # or "packed" or "unbatched"
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    dropout: float = 0.0
+    scale: float = 1.0  # of the input
+
+    def with_(self, **changes: Any) -> Case:
+        return replace(self, **changes)
+
+    @property
+    def batch(self) -> int:
+        return 1 if self.kind == "unbatched" else self.B
+
+    def modules(self) -> tuple[nn.LSTM, fused_lstm.LSTM]:
+        """PyTorch's layer and ours, with equal parameters."""
+        arguments = dict(
+            num_layers=self.layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            proj_size=self.P,
+            dropout=self.dropout,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        theirs = nn.LSTM(self.I, self.H, **arguments)
+        ours = fused_lstm.LSTM(self.I, self.H, **arguments)
+        ours.load_state_dict(theirs.state_dict())
+        return theirs, ours
+
+    def sequences(self) -> list[Tensor]:
+        """One ``[T_b, I]`` per batch entry; lengths differ and are unsorted where packed."""
+        lengths = [self.T] * self.batch
+        if self.kind == "packed":
+            lengths = [1 + (3 * b + 1) % self.T for b in range(self.B)]
+        options = dict(device=self.device, dtype=self.dtype)
+        return [self.scale * torch.randn(n, self.I, **options) for n in lengths]
+
+    def state(self) -> tuple[Tensor, Tensor]:
+        """``h0 [L*D, B, P]`` and ``c0 [L*D, B, H]``: random, or zeros where the case has no hx."""
+        make = torch.randn if self.hx else torch.zeros
+        count = self.layers * (2 if self.bidirectional else 1)
+        options = dict(device=self.device, dtype=self.dtype)
+        return (
+            make(count, self.batch, self.P or self.H, **options),
+            make(count, self.batch, self.H, **options),
+        )
+
+    def pack(self, sequences: list[Tensor]) -> Tensor | PackedSequence:
+        """The input of the layer."""
+        if self.kind == "packed":
+            return pack_sequence(sequences, enforce_sorted=False)
+        if self.kind == "unbatched":
+            return sequences[0]
+        return torch.stack(sequences, 0 if self.batch_first else 1)
+
+
+def run(module: nn.Module, case: Case, sequences: list[Tensor], hx: tuple[Tensor, Tensor]):
+    """Outputs as the oracle gives them: one ``[T_b, D*P]`` per sequence, then h_n and c_n."""
+    given = hx if case.hx else None
+    if given is not None and case.kind == "unbatched":
+        given = (hx[0].squeeze(1), hx[1].squeeze(1))
+    y, (h_n, c_n) = module(case.pack(sequences), given)
+    if case.kind == "packed":
+        padded, lengths = nn.utils.rnn.pad_packed_sequence(y)
+        ys = [padded[:n, b] for b, n in enumerate(lengths.tolist())]
+    elif case.kind == "unbatched":
+        ys, h_n, c_n = [y], h_n.unsqueeze(1), c_n.unsqueeze(1)
+    else:
+        ys = list(y.unbind(0 if case.batch_first else 1))
+    return ys, h_n, c_n
+
+
+def leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().clone().requires_grad_() for t in tensors]
+
+
+def gradients(outputs, inputs: list[Tensor], seed: int = 7) -> list[Tensor]:
+    """Gradients of a fixed random combination of all outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    ys, h_n, c_n = outputs
+    loss = 0
+    for t in (*ys, h_n, c_n):
+        weight = torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        loss = loss + (t.double() * weight.to(t.device)).sum()
+    return list(torch.autograd.grad(loss, inputs))
+
+
+def check(case: Case, backward: bool = True) -> None:
+    """Values and gradients against the float64 oracle, no worse than ``nn.LSTM``'s.
+
+    The oracle starts from the same rounded inputs and weights.
+    """
+    theirs, ours = case.modules()
+    sequences, hx = case.sequences(), case.state()
+    groups = [len(group) for group in theirs.all_weights]
+
+    def flatten(outputs):
+        ys, h_n, c_n = outputs
+        return [torch.cat(list(ys)), h_n, c_n]
+
+    results, grads = [], []
+    for module in (ours, theirs, None):
+        xs, (h0, c0) = leaves(sequences), leaves(list(hx))
+        if module is None:
+            flat = leaves([p.double() for group in theirs.all_weights for p in group])
+            it = iter(flat)
+            params = [[next(it) for _ in range(n)] for n in groups]
+            outputs = oracle.lstm(xs, h0, c0, params, case.bidirectional)
+        else:
+            flat = [p for group in module.all_weights for p in group]
+            outputs = run(module, case, xs, (h0, c0))
+        results.append(flatten(outputs))
+        if backward:
+            states = [h0, c0] if case.hx else []
+            grads.append(gradients(outputs, [*xs, *states, *flat]))
+
+    for name, *three in zip(("output", "h_n", "c_n"), *results, strict=True):
+        oracle.assert_as_accurate(*three, factor=2, what=name)
+    if not backward:
+        return
+    states = ["h0", "c0"] if case.hx else []
+    names = [f"sequence {b}" for b in range(len(sequences))] + states + ours._flat_weights_names
+    for name, *three in zip(names, *grads, strict=True):
+        oracle.assert_as_accurate(*three, factor=3, what=f"gradient of {name}")

@@ -1,0 +1,68 @@
+"""What the tests share: a fixed seed, the devices, and both ways to compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fused_lstm import _ops
+
+NO_EXTENSION = "the extension is not built" if _ops.extension is None else ""
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(1234)
+
+
+@pytest.fixture(autouse=True)
+def _thread_count():
+    """A test may set the number of threads; the next one starts with what this one found."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def pytest_report_header() -> list[str]:
+    without = "" if "cuda" in DEVICES else " (no CUDA device: the CUDA half is not collected)"
+    extension = NO_EXTENSION or f"built, {_ops.extension.cpu_isa()}"
+    return [f"devices: {', '.join(DEVICES)}{without}", f"extension: {extension}"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    """The device to run on: the same tests on the CPU and, where there is one, on a GPU."""
+    return request.param
+
+
+@pytest.fixture(params=["op", "fallback"])
+def backend(request, monkeypatch) -> str:
+    """Run the test with the fused op, and again on the plain PyTorch fallback."""
+    if request.param == "op":
+        if NO_EXTENSION:
+            pytest.skip(NO_EXTENSION)
+    else:
+        use_fallback(monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def extension():
+    """The compiled module."""
+    if NO_EXTENSION:
+        pytest.skip(NO_EXTENSION)
+    return _ops.extension
+
+
+@pytest.fixture
+def fallback(monkeypatch) -> None:
+    """Everything runs on the plain PyTorch fallback."""
+    use_fallback(monkeypatch)
+
+
+def use_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ops, "unavailable", lambda device_type, dtype: "the test says so")
+    monkeypatch.setattr(_ops, "warn_fallback", lambda reason: None)
