@@ -1,0 +1,161 @@
+#include "cuda/costs.h"
+
+#include <algorithm>
+
+#include "cuda/layout.h"
+
+namespace fused_lstm::cuda {
+
+namespace {
+
+constexpr Rates kRates[] = {
+    // cc, GHz, fp32, fp64, mma, peak, memory GB/s, L2 GB/s
+    {80, 1.41, 64, 32, 1024, 1024, 2000, 4000},     // A100 80 GB
+    {86, 1.86, 128, 2, 256, 256, 1000, 2500},       // RTX 3090 Ti
+    {89, 2.52, 128, 2, 256, 256, 1000, 5000},       // RTX 4090
+    {90, 1.76, 128, 64, 1280, 2048, 4800, 5500},    // H200
+    {100, 1.85, 128, 64, 1280, 4096, 8000, 10000},  // B200
+    {120, 2.40, 128, 2, 512, 512, 1800, 8000},      // RTX PRO 6000
+};
+
+double us_of_cycles(double cycles, const Rates& rates) { return cycles / (1000 * rates.clock_ghz); }
+// 1 GB/s moves 1000 bytes in a microsecond.
+double us_of_bytes(double bytes, double gb_per_s) { return bytes / (1000 * gb_per_s); }
+
+double fma_per_cycle(Arithmetic arithmetic, const Rates& rates, double tensor_core) {
+  switch (arithmetic) {
+    case Arithmetic::fp64:
+      return rates.fp64_fma;
+    case Arithmetic::fp32:
+      return rates.fp32_fma;
+    case Arithmetic::tf32:
+      return tensor_core / 2;
+    default:
+      return tensor_core;
+  }
+}
+
+// What a step reads and writes in device memory: the gates' row block in and, saving, out; y; c.
+double step_bytes(const LstmProblem& p, Arithmetic arithmetic, double rows) {
+  const double element = element_size(arithmetic);
+  const double acc = arithmetic == Arithmetic::fp64 ? 8 : 4;
+  const double hidden = static_cast<double>(p.hidden_size);
+  const double saved = p.save ? 4 * element + acc : 0;
+  return p.directions * rows * hidden * (4 * element + element + saved);
+}
+
+double rows_per_step(const LstmProblem& p) {
+  return p.steps > 0 ? static_cast<double>(p.rows) / static_cast<double>(p.steps) : 0;
+}
+
+double weight_bytes(const LstmProblem& p, Arithmetic arithmetic) {
+  return 4.0 * static_cast<double>(p.hidden_size) * static_cast<double>(p.output_size()) *
+         element_size(arithmetic);
+}
+
+}  // namespace
+
+const Rates& rates_of(const DeviceLimits& device) {
+  // The newest architecture that is not newer than the device.
+  const Rates* best = &kRates[0];
+  for (const Rates& rates : kRates) {
+    if (rates.compute_capability <= device.compute_capability) best = &rates;
+  }
+  return *best;
+}
+
+const Latencies& latencies() {
+  static const Latencies values;
+  return values;
+}
+
+double loop_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device,
+                    const Loop& loop, int operands) {
+  const Rates& rates = rates_of(device);
+  const Latencies& latency = latencies();
+  const int element = element_size(arithmetic);
+  const bool small = loop.algorithm == Algorithm::block;
+  const double k_tiles = static_cast<double>(k_tile_count(problem.hidden_size, element));
+  const double unit_tiles =
+      small ? static_cast<double>(unit_tile_count(problem.hidden_size)) : loop.slices.unit_tiles;
+  // Blocks that share an SM share what it can do.
+  const double per_sm =
+      std::max(1.0, static_cast<double>(loop.blocks * problem.directions) / device.multiprocessors);
+  const double warps = small ? 1 : loop.slices.k_warps;
+  const double weights = unit_tiles * std::max(0.0, k_tiles - warps * loop.reg_tiles) * kBlockBytes;
+  const double operand = k_tiles * operands * kRowTile * kTileBytes;
+  const double fma = kRowTile * unit_tiles * kUnitTile * kGates * k_tiles * kTileBytes / element;
+
+  // In plan A every warp reads the operand; in B and C the warps of a block share it out.
+  const double shared_cycles =
+      (weights + operand * (small ? unit_tiles : 1)) / latency.shared_bytes_per_cycle;
+  const double operand_cycles =
+      loop.algorithm == Algorithm::grid ? operand / latency.l2_bytes_per_cycle : 0;
+  const double cycles =
+      std::max(shared_cycles, fma / fma_per_cycle(arithmetic, rates, rates.mma_fma)) +
+      operand_cycles;
+  double wait = latency.block_barrier_us;
+  if (loop.algorithm == Algorithm::cluster) wait = latency.cluster_barrier_us;
+  if (loop.algorithm == Algorithm::grid) wait = latency.l2_hop_us + latency.block_barrier_us;
+  // Row tiles of one block follow each other; the waiting of one hides behind the work of others.
+  const double row_tiles = small ? 1
+                                 : static_cast<double>(ceil_div(row_tile_count(problem.batch),
+                                                                std::max(loop.slices.groups, 1)));
+  const double work = us_of_cycles(cycles, rates) * row_tiles * per_sm;
+  return std::max(
+      work + wait + latency.cell_us * (small ? per_sm : row_tiles),
+      us_of_bytes(step_bytes(problem, arithmetic, rows_per_step(problem)), rates.memory_gb_per_s));
+}
+
+double loop_start_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device,
+                     const Loop& loop) {
+  const Rates& rates = rates_of(device);
+  const double copies = loop.algorithm == Algorithm::block
+                            ? static_cast<double>(loop.blocks)
+                            : static_cast<double>(loop.slices.groups);
+  return latencies().loop_launch_us +
+         us_of_bytes(copies * problem.directions * weight_bytes(problem, arithmetic),
+                     rates.l2_gb_per_s) +
+         us_of_bytes(static_cast<double>(loop.shared_bytes), 1000);
+}
+
+double gemm_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device) {
+  const Rates& rates = rates_of(device);
+  const double weights = problem.directions * weight_bytes(problem, arithmetic);
+  const double rows = rows_per_step(problem);
+  // A GEMM of few rows does as much work as one of a whole tile of 64.
+  const double padded = static_cast<double>(ceil_div(static_cast<int64_t>(rows), 64) * 64);
+  const double fma = padded * weights / element_size(arithmetic);
+  const double sms = device.multiprocessors;
+  const double compute =
+      us_of_cycles(fma / (sms * fma_per_cycle(arithmetic, rates, rates.peak_fma)), rates);
+  const bool in_l2 = weights <= static_cast<double>(device.l2_bytes) / 2;
+  const double read = us_of_bytes(weights, in_l2 ? rates.l2_gb_per_s : rates.memory_gb_per_s);
+  const double kernels = 1 + problem.directions * (problem.proj_size > 0 ? 3 : 1);
+  return kernels * latencies().kernel_us + std::max(compute, read) +
+         us_of_bytes(2 * step_bytes(problem, arithmetic, rows), rates.l2_gb_per_s);
+}
+
+double floor_step_us(const LstmProblem& problem, Arithmetic arithmetic,
+                     const DeviceLimits& device) {
+  const Rates& rates = rates_of(device);
+  const double weights = problem.directions * weight_bytes(problem, arithmetic);
+  const double rows = rows_per_step(problem);
+  const double sms = device.multiprocessors;
+  const double fma = rows * weights / element_size(arithmetic);
+  const double compute =
+      us_of_cycles(fma / (sms * fma_per_cycle(arithmetic, rates, rates.peak_fma)), rates);
+  const double traffic = us_of_bytes(step_bytes(problem, arithmetic, rows), rates.memory_gb_per_s);
+  const double registers = 4.0 * static_cast<double>(device.registers_per_sm);
+  const double on_sm = static_cast<double>(device.shared_per_block) + registers / 2;
+  double read = 0;
+  if (weights > sms * on_sm) {
+    const bool in_l2 = weights <= static_cast<double>(device.l2_bytes);
+    read = us_of_bytes(weights, in_l2 ? rates.l2_gb_per_s : rates.memory_gb_per_s);
+  }
+  const bool alone = weights / problem.directions <= on_sm;
+  const double exchange = alone ? latencies().block_barrier_us : latencies().l2_hop_us;
+  return std::max({compute, traffic, read, exchange});
+}
+
+}  // namespace fused_lstm::cuda

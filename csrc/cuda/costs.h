@@ -1,0 +1,54 @@
+// What a step costs, in microseconds: the arithmetic behind the planner's choices, and the one
+// table that a measurement is to replace.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device.h"
+#include "cuda/plan.h"
+#include "problem.h"
+
+namespace fused_lstm::cuda {
+
+// Rates of one architecture. From data sheets and published measurements, not measured here.
+struct Rates {
+  int compute_capability;
+  double clock_ghz;
+  double fp32_fma;         // per SM and cycle
+  double fp64_fma;         // per SM and cycle
+  double mma_fma;          // 16-bit multiply-adds by mma.sync, per SM and cycle; TF32 has half
+  double peak_fma;         // the same by the fastest instructions there are
+  double memory_gb_per_s;  // device memory
+  double l2_gb_per_s;
+};
+
+// Latencies, the same for all: H100 figures.
+struct Latencies {
+  double block_barrier_us = 0.05;    // __syncthreads
+  double cell_us = 0.30;             // load gates_x, activate, store: dependent instructions
+  double cluster_barrier_us = 0.65;  // 8 blocks
+  double l2_hop_us = 0.65;           // one block writes and flags, another sees it
+  double kernel_us = 2.5;            // one more launch in a stream
+  double loop_launch_us = 10;        // cooperative launch, zeroed flags
+  double shared_bytes_per_cycle = 128;
+  double l2_bytes_per_cycle = 64;  // into one SM
+};
+
+const Rates& rates_of(const DeviceLimits& device);
+const Latencies& latencies();
+
+// One step of a persistent loop; operands: 1 forward, 4 backward.
+double loop_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device,
+                    const Loop& loop, int operands);
+// Before the first step: launch, and W_hh into shared memory.
+double loop_start_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device,
+                     const Loop& loop);
+// One step of plan D.
+double gemm_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device);
+
+// What no forward step of this shape can go below on this device, whatever the algorithm: the
+// largest of arithmetic, traffic of what a step must read and write, W_hh where it fits nowhere on
+// the chip, and the exchange of h where W_hh does not fit into one SM.
+double floor_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device);
+
+}  // namespace fused_lstm::cuda

@@ -1,0 +1,244 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <optional>
+#include <sstream>
+
+#include "cuda/costs.h"
+#include "cuda/layout.h"
+#include "cuda/variants.h"
+
+namespace fused_lstm::cuda {
+
+namespace {
+
+// One pass of one problem on one device: what every algorithm below is asked about.
+struct Question {
+  const LstmProblem& problem;
+  const DeviceLimits& device;
+  Arithmetic arithmetic;
+  int operands;  // of the recurrent product: 1 forward (h), 4 backward (gradients of the gates)
+
+  int64_t unit_tiles() const { return unit_tile_count(problem.hidden_size); }
+  int64_t row_tiles() const { return row_tile_count(problem.batch); }
+};
+
+// A loop that fits, or the reason why none does.
+struct Answer {
+  std::optional<Loop> loop;
+  std::string reason;
+  double total_us = 0;
+
+  // Keeps the cheaper of this and another loop.
+  void offer(const Question& q, const Loop& candidate) {
+    const double steps = static_cast<double>(q.problem.steps);
+    const double us =
+        loop_start_us(q.problem, q.arithmetic, q.device, candidate) +
+        steps * loop_step_us(q.problem, q.arithmetic, q.device, candidate, q.operands);
+    if (loop && us >= total_us) return;
+    loop = candidate;
+    total_us = us;
+  }
+};
+
+std::string kib(int64_t bytes) { return std::to_string(ceil_div(bytes, 1024)) + " KiB"; }
+
+std::string too_much_shared(int64_t bytes, const DeviceLimits& device) {
+  return "a block's share of W_hh and h takes " + kib(bytes) + " of shared memory, " + device.name +
+         " has " + kib(device.shared_per_block);
+}
+
+// What __launch_bounds__(max_threads) leaves a thread, in the units of 8 that hardware gives.
+int registers_for(const DeviceLimits& device, int max_threads) {
+  return static_cast<int>(std::min<int64_t>(255, device.registers_per_sm / max_threads / 8 * 8));
+}
+
+// ---- A ----
+
+template <size_t n>
+Answer ask_block(const Question& q, const BlockVariant (&variants)[n]) {
+  Answer answer;
+  const int64_t threads = 32 * q.unit_tiles();
+  int64_t least = 0;
+  for (size_t i = 0; i < n; ++i) {
+    if (threads > variants[i].max_threads) continue;
+    const BlockLayout layout(q.problem.hidden_size, element_size(q.arithmetic), q.operands,
+                             variants[i].reg_tiles);
+    least = least == 0 ? layout.bytes : std::min(least, layout.bytes);
+    if (layout.bytes > q.device.shared_per_block) continue;
+    Loop loop;
+    loop.algorithm = Algorithm::block;
+    loop.variant = static_cast<int>(i);
+    loop.reg_tiles = variants[i].reg_tiles;
+    loop.threads = static_cast<int>(threads);
+    loop.registers = registers_for(q.device, variants[i].max_threads);
+    loop.shared_bytes = layout.bytes;
+    loop.blocks = q.row_tiles();
+    answer.offer(q, loop);
+  }
+  if (answer.loop) return answer;
+  answer.reason = least > 0 ? too_much_shared(least, q.device)
+                            : "a warp for each 8 hidden units makes " + std::to_string(threads) +
+                                  " threads, the kernel takes " +
+                                  std::to_string(variants[n - 1].max_threads);
+  return answer;
+}
+
+// ---- B and C ----
+
+Loop sliced_loop(const Question& q, Algorithm algorithm, int variant, const SlicedVariant& shape,
+                 int64_t groups) {
+  Loop loop;
+  loop.algorithm = algorithm;
+  loop.variant = variant;
+  loop.reg_tiles = shape.reg_tiles;
+  loop.threads = shape.max_threads;
+  loop.registers = registers_for(q.device, shape.max_threads);
+  loop.slices.unit_tiles = shape.unit_tiles;
+  loop.slices.k_warps = shape.max_threads / 32;
+  loop.slices.slices = static_cast<int32_t>(ceil_div(q.unit_tiles(), shape.unit_tiles));
+  loop.slices.groups = static_cast<int32_t>(groups);
+  loop.blocks = loop.slices.slices * groups;
+  if (algorithm == Algorithm::cluster) loop.cluster = loop.slices.slices;
+  const SlicedLayout layout(loop.slices, q.problem.hidden_size, q.problem.batch,
+                            element_size(q.arithmetic), accumulator_size(q.arithmetic), q.operands,
+                            shape.reg_tiles, algorithm == Algorithm::cluster);
+  loop.shared_bytes = layout.bytes;
+  return loop;
+}
+
+// Of all SMs, those that whole clusters can cover: an H100's 132 hold 15 clusters of 8 at a time.
+int64_t resident_clusters(const DeviceLimits& device, int64_t cluster) {
+  return cluster == 1 ? device.multiprocessors : device.multiprocessors * 15 / 16 / cluster;
+}
+
+template <size_t n>
+Answer ask_cluster(const Question& q, const SlicedVariant (&variants)[n]) {
+  Answer answer;
+  if (q.device.cluster_blocks <= 1) {
+    answer.reason = q.device.name + " has no thread-block clusters";
+    return answer;
+  }
+  int64_t least_slices = 0, least_shared = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const int64_t slices = ceil_div(q.unit_tiles(), variants[i].unit_tiles);
+    least_slices = least_slices == 0 ? slices : std::min(least_slices, slices);
+    if (slices > q.device.cluster_blocks) continue;
+    const int64_t room = resident_clusters(q.device, slices) / q.problem.directions;
+    // As many groups as run at once, or else one row tile for each and so the least memory.
+    for (const int64_t groups : {std::clamp<int64_t>(room, 1, q.row_tiles()), q.row_tiles()}) {
+      const Loop loop =
+          sliced_loop(q, Algorithm::cluster, static_cast<int>(i), variants[i], groups);
+      least_shared =
+          least_shared == 0 ? loop.shared_bytes : std::min(least_shared, loop.shared_bytes);
+      if (loop.shared_bytes <= q.device.shared_per_block) answer.offer(q, loop);
+    }
+  }
+  if (answer.loop) return answer;
+  answer.reason = least_shared > 0
+                      ? too_much_shared(least_shared, q.device)
+                      : "its hidden units need " + std::to_string(least_slices) +
+                            " blocks, a cluster has " + std::to_string(q.device.cluster_blocks);
+  return answer;
+}
+
+template <size_t n>
+Answer ask_grid(const Question& q, const SlicedVariant (&variants)[n]) {
+  Answer answer;
+  if (!q.device.cooperative) {
+    answer.reason = q.device.name + " has no cooperative launch";
+    return answer;
+  }
+  int64_t least_shared = 0, least_blocks = 0;
+  for (size_t i = 0; i < n; ++i) {
+    // Twice the groups, half the row tiles of each block: worth it while all blocks are resident.
+    for (int64_t groups = 1; groups <= q.row_tiles(); groups *= 2) {
+      const Loop loop = sliced_loop(q, Algorithm::grid, static_cast<int>(i), variants[i], groups);
+      least_shared =
+          least_shared == 0 ? loop.shared_bytes : std::min(least_shared, loop.shared_bytes);
+      if (loop.shared_bytes > q.device.shared_per_block) continue;
+      const int64_t resident =
+          static_cast<int64_t>(q.device.multiprocessors) *
+          resident_blocks(q.device, loop.threads, loop.registers, loop.shared_bytes);
+      const int64_t wanted = loop.blocks * q.problem.directions;
+      least_blocks = least_blocks == 0 ? wanted : std::min(least_blocks, wanted);
+      if (wanted <= resident) answer.offer(q, loop);
+    }
+  }
+  if (answer.loop) return answer;
+  answer.reason = least_blocks > 0 ? "it needs " + std::to_string(least_blocks) +
+                                         " blocks at once, more than are resident on " +
+                                         std::to_string(q.device.multiprocessors) + " SMs"
+                                   : too_much_shared(least_shared, q.device);
+  return answer;
+}
+
+// ---- the choice ----
+
+Answer ask(const Question& q, Algorithm algorithm) {
+  if (q.problem.proj_size > 0) {
+    return {{}, "the projection is a second product inside every step", 0};
+  }
+  const bool mma = tensor_core(q.arithmetic);
+  switch (algorithm) {
+    case Algorithm::block:
+      return mma ? ask_block(q, kBlockTensorCore) : ask_block(q, kBlockFma);
+    case Algorithm::cluster:
+      return mma ? ask_cluster(q, kSlicedTensorCore) : ask_cluster(q, kSlicedFma);
+    default:
+      return mma ? ask_grid(q, kSlicedTensorCore) : ask_grid(q, kSlicedFma);
+  }
+}
+
+std::string format_us(double us) {
+  std::ostringstream text;
+  text.precision(3);
+  text << us << " us";
+  return text.str();
+}
+
+Pass choose(const Question& q) {
+  Pass pass;
+  const double steps = static_cast<double>(q.problem.steps);
+  pass.step_us = gemm_step_us(q.problem, q.arithmetic, q.device);
+  double best = steps * pass.step_us;
+  const std::string by_steps = "steps: estimated " + format_us(best);
+  if (q.problem.rows == 0) {
+    pass.why = "there is nothing to compute";
+    return pass;
+  }
+
+  std::vector<std::pair<Algorithm, Answer>> answers;
+  for (const Algorithm algorithm : {Algorithm::block, Algorithm::cluster, Algorithm::grid}) {
+    answers.emplace_back(algorithm, ask(q, algorithm));
+    const Answer& answer = answers.back().second;
+    if (!answer.loop || answer.total_us >= best) continue;
+    best = answer.total_us;
+    pass.loop = *answer.loop;
+    pass.step_us = loop_step_us(q.problem, q.arithmetic, q.device, pass.loop, q.operands);
+    pass.start_us = loop_start_us(q.problem, q.arithmetic, q.device, pass.loop);
+  }
+  pass.why = "estimated " + format_us(best) + ", the least of what fits";
+  for (const auto& [algorithm, answer] : answers) {
+    if (algorithm == pass.loop.algorithm) continue;
+    pass.rejected.push_back(
+        std::string(name(algorithm)) + ": " +
+        (answer.loop ? "estimated " + format_us(answer.total_us) : answer.reason));
+  }
+  if (pass.loop.algorithm != Algorithm::steps) pass.rejected.push_back(by_steps);
+  return pass;
+}
+
+}  // namespace
+
+Plan plan(const LstmProblem& problem, const DeviceLimits& device, bool allow_tf32) {
+  Plan result;
+  // TF32 came with compute capability 8.0.
+  result.arithmetic = arithmetic_of(problem.dtype, allow_tf32 && device.compute_capability >= 80);
+  result.forward = choose({problem, device, result.arithmetic, 1});
+  if (problem.save) result.backward = choose({problem, device, result.arithmetic, kGates});
+  result.floor_us = floor_step_us(problem, result.arithmetic, device);
+  return result;
+}
+
+}  // namespace fused_lstm::cuda
