@@ -102,6 +102,20 @@ def accepts(compiler: list[str], flag: str) -> bool:
 # CUDA or not, and why
 
 
+def find_toolkit() -> None:
+    """Set CUDA_HOME to the toolkit of the nvcc on PATH, for torch to use.
+
+    torch takes the folder above the one where nvcc lies, which is wrong where that nvcc is a link
+    or a script. nvcc itself knows.
+    """
+    if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or not shutil.which("nvcc"):
+        return
+    command = ["nvcc", "--dryrun", "-x", "cu", "-E", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    if found := re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE):
+        os.environ["CUDA_HOME"] = os.path.normpath(found.group(1).strip())
+
+
 def toolkit_version(cuda_home: str) -> str | None:
     """Version of the toolkit's nvcc, such as "13.0"; None without a working nvcc."""
     nvcc = Path(cuda_home) / "bin" / "nvcc"
@@ -189,6 +203,9 @@ def cxx_flags(compiler: list[str], torch_includes: list[str]) -> tuple[list[str]
 
 def nvcc_flags(includes: list[str]) -> list[str]:
     flags = ["-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-warn-spills"]
+    # torch turns these operators off; nvcc alone, as the tests call it, leaves them on.
+    kinds = ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS")
+    flags += [f"-U__CUDA_NO_{kind}__" for kind in kinds]
     return flags + [flag for folder in includes for flag in ("-isystem", folder)]
 
 
@@ -203,6 +220,7 @@ def build_extension() -> dict:
     check_tools()
     torch = import_torch()
     compiler = check_compiler()
+    find_toolkit()
     from torch.utils import cpp_extension
 
     os.environ.setdefault("MAX_JOBS", str(jobs()))

@@ -144,6 +144,23 @@ def test_names_both_versions_where_cuda_differs(setup_module, tmp_path):
     assert "set CUDA_HOME" in said
 
 
+def test_toolkit_is_asked_where_it_is(setup_module, monkeypatch, tmp_path):
+    """nvcc on PATH may be a script that calls another; torch would take the script's folder."""
+    script = tmp_path / "nvcc"
+    script.write_text(
+        "#!/bin/sh\necho '#$ _CUDART_=cudart' >&2\necho '#$ TOP=/opt/cuda/bin/..' >&2\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("CUDA_HOME", "/chosen")
+    setup_module.find_toolkit()
+    assert os.environ["CUDA_HOME"] == "/chosen"
+    monkeypatch.delenv("CUDA_HOME")
+    setup_module.find_toolkit()
+    assert os.environ.pop("CUDA_HOME") == "/opt/cuda"
+
+
 def test_default_architectures_are_those_the_toolkit_knows(setup_module, tmp_path):
     assert setup_module.default_archs(toolkit(tmp_path, "12.4")) == ["8.0", "9.0a"]
 
