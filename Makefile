@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
-CPP_TESTS := $(wildcard tests/*/*.cpp tests/*/*.h tests/*/*.cuh)
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SANITIZED := build/sanitize
 BENCH_ARGS ?= --json build/bench.json
 
