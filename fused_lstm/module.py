@@ -88,5 +88,14 @@ class LSTM(torch.nn.RNNBase):
         except KeyError:
             return self.all_weights
 
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        """The weights in one list, as ``RNNBase`` names them; never kept, so never out of date."""
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor | None]) -> None:
+        pass
+
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels read the weights wherever they lie."""

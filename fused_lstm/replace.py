@@ -62,6 +62,10 @@ def _swap(model: nn.Module, classes: dict[type, type], say: Say | None) -> nn.Mo
             say(f"{name}: left as {_full_name(old)}: {reason}")
         else:
             module.__class__ = new
+            if isinstance(module, nn.RNNBase):
+                # nn.LSTM keeps its weights in a second list, fused_lstm.LSTM does not.
+                vars(module).pop("_flat_weights", None)
+                module._init_flat_weights()
             say(f"{name}: {_full_name(old)} -> {_full_name(new)}")
     return model
 

@@ -207,6 +207,13 @@ def test_spectral_norm_and_parametrize(backend, x):
     assert_same(ours, theirs, x)
 
 
+def test_a_parametrized_layer_can_be_copied_after_a_call(x):
+    ours = fused_lstm.LSTM(4, 6)
+    parametrizations.weight_norm(ours, "weight_hh_l0")
+    y = ours(x)[0]
+    torch.testing.assert_close(copy.deepcopy(ours)(x)[0], y)
+
+
 def test_functional_call_uses_the_given_weights(backend, x):
     theirs, ours = Case(layers=2).modules()
     weights = {k: torch.randn_like(v) for k, v in theirs.state_dict().items()}
