@@ -41,16 +41,22 @@ def check_hidden(hx: State, batch: int, params: Sequence[Sequence[Tensor]]) -> N
 
 def check_cell_hidden(x: Tensor, hx: State, hidden_size: int) -> None:
     """``hx`` must be two of ``[B, H]`` for ``x [B, I]``."""
+    if len(hx) != 2:
+        raise RuntimeError("lstm_cell expects two hidden states")
     for k, state in enumerate(hx):
-        if state.shape[0] != x.shape[0]:
+        shape = state.shape
+        if shape[0] != x.shape[0]:
             raise RuntimeError(
-                f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}"
+                f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {shape[0]}"
             )
-        if state.dim() != 2 or state.shape[1] != hidden_size:
+        if len(shape) == 1:
+            raise RuntimeError(f"hidden{k} must have 2 dimensions for a batched input, got 1")
+        if shape[1] != hidden_size:
             raise RuntimeError(
-                f"hidden{k} has inconsistent hidden_size: got {state.shape[-1]}, "
-                f"expected {hidden_size}"
+                f"hidden{k} has inconsistent hidden_size: got {shape[1]}, expected {hidden_size}"
             )
+        if len(shape) == 3:
+            raise RuntimeError(f"hidden{k} must have 1 dimension for an unbatched input, got 2")
 
 
 def check_same(x: Tensor, name: str, *tensors: Tensor) -> None:

@@ -53,8 +53,9 @@ class LSTMCell(torch.nn.RNNCellBase):
                     )
         if dims == 2:
             return self._step(input, hx)
-        unbatched = hx if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = self._step(input.unsqueeze(0), unbatched)
+        if hx is not None:
+            hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = self._step(input.unsqueeze(0), hx)
         return h.squeeze(0), c.squeeze(0)
 
     def _step(self, x: Tensor, hx: State | None) -> State:
