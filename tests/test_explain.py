@@ -1,0 +1,68 @@
+"""explain() says which algorithm runs each layer, and why."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import fused_lstm
+from fused_lstm import _ops
+
+
+def test_one_line_per_layer(extension):
+    module = fused_lstm.LSTM(8, 16, 3, bidirectional=True)
+    text = fused_lstm.explain(module, torch.randn(5, 2, 8))
+    head, *rest = text.splitlines()
+    assert head.startswith(
+        "LSTM(8, 16, num_layers=3, bidirectional=True): 5 steps, batch 2, float32"
+    )
+    assert head.endswith("gradients recorded")
+    for layer in range(3):
+        (line,) = [line for line in rest if line.startswith(f"  layer {layer}: ")]
+        algorithm, why = line.removeprefix(f"  layer {layer}: ").split(": ", 1)
+        assert algorithm
+        assert why
+
+
+def test_inference_packed_unbatched_and_cell(extension):
+    module = fused_lstm.LSTM(8, 16, batch_first=True)
+    with torch.no_grad():
+        assert "7 steps, batch 2, float32 on cpu" in fused_lstm.explain(
+            module, torch.randn(2, 7, 8)
+        )
+        assert fused_lstm.explain(module, torch.randn(7, 8)).count("7 steps, batch 1,") == 1
+        packed = pack_sequence([torch.randn(4, 8), torch.randn(2, 8)])
+        assert "4 steps, batch 2 (packed)" in fused_lstm.explain(module, packed)
+        assert "inference" in fused_lstm.explain(module, packed)
+        assert "1 steps, batch 3" in fused_lstm.explain(
+            fused_lstm.LSTMCell(8, 16), torch.randn(3, 8)
+        )
+
+
+def test_it_plans_what_would_run(extension, monkeypatch):
+    """The planner is asked about the second layer's own input size, and the call's dtype."""
+    asked = []
+    plan = _ops.extension.plan
+
+    class Spy:
+        def plan(self, **arguments):
+            asked.append(arguments)
+            return plan(**arguments)
+
+    monkeypatch.setattr(_ops, "extension", Spy())
+    module = fused_lstm.LSTM(8, 16, 2, proj_size=3, bidirectional=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        fused_lstm.explain(module, torch.randn(5, 2, 8))
+    assert [a["input_size"] for a in asked] == [8, 6]
+    assert all(a["dtype"] == "bfloat16" and a["directions"] == 2 for a in asked)
+    assert all(a["proj_size"] == 3 and a["training"] for a in asked)
+
+
+def test_the_fallback_is_explained(fallback):
+    text = fused_lstm.explain(fused_lstm.LSTM(8, 16), torch.randn(5, 2, 8))
+    assert text.splitlines()[1] == "  every layer: plain PyTorch: the test says so"
+
+
+def test_other_modules_are_refused():
+    with pytest.raises(TypeError, match=r"got torch\.nn\.modules\.rnn\.LSTM"):
+        fused_lstm.explain(nn.LSTM(8, 16), torch.randn(5, 2, 8))

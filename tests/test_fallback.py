@@ -1,0 +1,77 @@
+"""The fallback warns once and says why, can be an error, and never runs where the op could."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import fused_lstm
+from fused_lstm import _ops
+
+
+def run_python(code, **environment):
+    """Run code in a fresh interpreter, where nothing has warned yet."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+CALL = """
+import torch, fused_lstm
+for _ in range(3):
+    y, _ = fused_lstm.LSTM(3, 4)(torch.randn(5, 2, 3).to(torch.float32))
+print(tuple(y.shape))
+"""
+NO_EXTENSION = "import sys; sys.modules['fused_lstm._C'] = None\n" + CALL
+
+
+def test_it_warns_once_and_says_why():
+    result = run_python(NO_EXTENSION)
+    assert result.returncode == 0, result.stderr
+    assert "(5, 2, 4)" in result.stdout
+    assert result.stderr.count("fused_lstm runs on its plain PyTorch fallback") == 1
+    assert "pip install --no-build-isolation ." in result.stderr
+
+
+def test_strict_makes_it_an_error():
+    result = run_python(NO_EXTENSION, FUSED_LSTM_STRICT="1")
+    assert result.returncode != 0
+    assert "RuntimeError: fused_lstm runs on its plain PyTorch fallback" in result.stderr
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_disable_asks_for_it_and_is_not_warned(strict):
+    result = run_python(CALL, FUSED_LSTM_DISABLE="1", FUSED_LSTM_STRICT=strict)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+def test_nothing_is_said_where_the_op_runs(extension):
+    result = run_python(CALL, FUSED_LSTM_STRICT="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+def test_a_dtype_without_kernel_falls_back(extension, monkeypatch):
+    monkeypatch.setattr(_ops, "_warned", set())
+    ours = fused_lstm.LSTM(3, 4).to(torch.complex64)
+    with pytest.warns(fused_lstm.FusedLSTMWarning, match="no fused kernel for torch.complex64"):
+        y, _ = ours(torch.randn(5, 2, 3, dtype=torch.complex64))
+    assert y.dtype == torch.complex64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours(torch.randn(5, 2, 3, dtype=torch.complex64))
+
+
+def test_meta_tensors(backend):
+    y, (h_n, c_n) = fused_lstm.LSTM(3, 4, 2, device="meta")(torch.randn(5, 2, 3, device="meta"))
+    assert (y.shape, h_n.shape, c_n.shape) == ((5, 2, 4), (2, 2, 4), (2, 2, 4))
+    assert y.device.type == "meta"
