@@ -226,7 +226,7 @@ def build_extension() -> dict:
     os.environ.setdefault("MAX_JOBS", str(jobs()))
     # csrc/cuda/*.cpp plans for a GPU and needs none: it is in every build, and tested in every one.
     files = sources("csrc/*.cpp", "csrc/*/*.cpp")
-    cuda_files = sources("csrc/cuda/*.cu", "csrc/cuda/layer/*.cpp")
+    cuda_files = sources("csrc/cuda/**/*.cu", "csrc/cuda/layer/*.cpp")
     wanted = switch("FUSED_LSTM_CUDA", "auto", ("auto", "0", "1"))
     reason = why_no_cuda(torch, cpp_extension.CUDA_HOME, cuda_files)
     if wanted == "0":
