@@ -1,0 +1,43 @@
+// Reads the arguments of the ops once, for every device: refuses what does not fit together, and
+// says what was expected and what came. Past this point shapes are facts.
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "problem.h"
+
+namespace fused_lstm {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+struct LayerCall {
+  LstmProblem problem;
+  Steps steps{0, 0};
+  int per_direction = 0;  // weights of one direction: 2, 3 (projection), 4 (bias) or 5 (both)
+
+  bool projected() const { return problem.proj_size > 0; }
+  int64_t state_size() const { return problem.output_size(); }
+};
+
+LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
+                    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                    const c10::List<bool>& reverse, bool save);
+
+// What the backward op was given beside the forward's arguments.
+void check_saved(const LayerCall& call, const OptionalTensor& grad_y,
+                 const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                 const at::Tensor& x, const at::Tensor& y, const at::Tensor& gates,
+                 const at::Tensor& c, const c10::List<bool>& needs, size_t weights);
+
+// float64 for float64, else float32: what c is carried in.
+at::ScalarType state_type(at::ScalarType type);
+
+inline bool is_given(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined();
+}
+
+}  // namespace fused_lstm

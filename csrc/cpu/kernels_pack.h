@@ -1,0 +1,141 @@
+// Packing and transposing, on entries of one accumulator's width: a float, a double, or a pair of
+// bfloat16 that lie one after the other along K. Included after kernels_gate.h inside an
+// instruction set's namespace.
+
+// `n` entries from p, of which the last may be half a pair; the rest of the vector is zero.
+template <class T>
+FUSED_LSTM_INLINE Vec<T> load_entries(const T* p, int64_t n) {
+  constexpr int width = kLanes<Acc<T>> * kPair<T>;
+  if (n >= width) return load_raw(p);
+  T buffer[width] = {};
+  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return load_raw(buffer);
+}
+
+template <class T>
+FUSED_LSTM_INLINE void store_raw(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+// The entries of `n` columns of the rows from `row` on that form one entry of K; null is zero.
+FUSED_LSTM_INLINE VecF column_entries(const float* const* row, int64_t, int64_t col, int n) {
+  return *row == nullptr ? VecF{} : load(*row + col, n);
+}
+FUSED_LSTM_INLINE VecD column_entries(const double* const* row, int64_t, int64_t col, int n) {
+  return *row == nullptr ? VecD{} : load(*row + col, n);
+}
+FUSED_LSTM_INLINE VecF column_entries(const bfloat16* const* row, int64_t rows, int64_t col,
+                                      int n) {
+  const VecF first = row[0] == nullptr ? VecF{} : load(row[0] + col, n);
+  const VecF second = rows < 2 || row[1] == nullptr ? VecF{} : load(row[1] + col, n);
+  return (VecF)(((VecU32)first >> 16) | (VecU32)second);
+}
+
+template <class T>
+void pack_transposed(const PackTransposed<T>& s) {
+  constexpr int lanes = kLanes<Acc<T>>, width = lanes * kPair<T>;
+  const int64_t entries = (s.k + kPair<T> - 1) / kPair<T>;
+  for (int group = 0; group < 4; ++group) {
+    const T* src = s.src + (s.row0 + group * s.group_stride) * s.src_stride;
+    for (int64_t e = 0; e < entries; e += lanes) {
+      Vec<T> block[lanes];
+      for (int l = 0; l < lanes; ++l) {
+        block[l] = l < s.live[group]
+                       ? load_entries<T>(src + l * s.src_stride + e * kPair<T>, s.k - e * kPair<T>)
+                       : Vec<T>{};
+      }
+      transpose<Acc<T>>(block);
+      const int64_t n = entries - e < lanes ? entries - e : lanes;
+      for (int64_t j = 0; j < n; ++j) {
+        store_raw(s.panel + ((e + j) * 4 + group) * width, block[j]);
+      }
+    }
+  }
+}
+
+template <class T>
+void pack_rows(const PackRows<T>& s) {
+  constexpr int lanes = kLanes<Acc<T>>, width = lanes * kPair<T>;
+  T* out = s.panel;
+  for (int64_t k = 0; k < s.k; k += kPair<T>) {
+    for (int v = 0; v < 4; ++v, out += width) {
+      const int live = s.cols - v * lanes;
+      store_raw(out, live <= 0 ? Vec<T>{}
+                               : column_entries(s.rows + k, s.k - k, s.col0 + v * lanes,
+                                                live < lanes ? live : lanes));
+    }
+  }
+}
+
+template <class T>
+void transpose_rows(const Transpose<T>& s) {
+  constexpr int lanes = kLanes<Acc<T>>, pair = kPair<T>;
+  for (int64_t row = 0; row < s.rows; row += lanes * pair) {
+    const int64_t rows = s.rows - row < lanes * pair ? s.rows - row : lanes * pair;
+    const int entries = int((rows + pair - 1) / pair);
+    for (int64_t col = 0; col < s.cols; col += lanes) {
+      const int cols = s.cols - col < lanes ? int(s.cols - col) : lanes;
+      Vec<T> block[lanes] = {};
+      for (int e = 0; e < entries; ++e) {
+        const T* src = s.src + (row + e * pair) * s.src_stride;
+        const T* two[2] = {src, src + s.src_stride};
+        block[e] = column_entries(two, rows - e * pair, col, cols);
+      }
+      transpose<Acc<T>>(block);
+      for (int j = 0; j < cols; ++j) {
+        T* dst = s.dst + (col + j) * s.dst_stride + row;
+        if (entries == lanes) {
+          store_raw(dst, block[j]);
+        } else {
+          T buffer[lanes * pair];
+          store_raw(buffer, block[j]);
+          for (int i = 0; i < entries * pair; ++i) dst[i] = buffer[i];
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void row_sums(const T* a, int64_t a_stride, int64_t rows, int64_t k, Acc<T>* sums) {
+  constexpr int lanes = kLanes<Acc<T>>;
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec<T> acc[4] = {};
+    const T* row = a + r * a_stride;
+    for (int64_t i = 0; i < k; i += 4 * lanes) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const int64_t live = k - i - v * lanes;
+        if (live > 0) acc[v] += load(row + i + v * lanes, live < lanes ? int(live) : lanes);
+      }
+    }
+    const Vec<T> total = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+    Acc<T> sum = 0;
+    for (int l = 0; l < lanes; ++l) sum += total[l];
+    sums[r] += sum;
+  }
+}
+
+template <class T>
+constexpr Kernels<T> kTable = {
+    kLanes<Acc<T>>,   FUSED_LSTM_TILE_ROWS, gate_step<T>, gate_dot<T>,
+    gate_gradient<T>, gemm<T, Acc<T>>,      gemm<T, T>,   pack_transposed<T>,
+    pack_rows<T>,     transpose_rows<T>,    row_sums<T>,  hidden<T>,
+};
+
+// 12 independent chains hide the latency of 4 cycles at up to 3 per cycle.
+[[maybe_unused]] double fma_chains(int64_t rounds) {
+  constexpr int chains = 12;
+  VecF acc[chains];
+  for (int i = 0; i < chains; ++i) acc[i] = VecF{} + float(i);
+  VecF scale = VecF{} + 0.999f, shift = VecF{} + 1e-3f;
+  asm volatile("" : "+x"(scale), "+x"(shift));
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 12
+    for (int i = 0; i < chains; ++i) acc[i] = acc[i] * scale + shift;
+  }
+  VecF sum{};
+  for (int i = 0; i < chains; ++i) sum += acc[i];
+  asm volatile("" : : "x"(sum));
+  return double(rounds) * chains * kLanes<float>;
+}

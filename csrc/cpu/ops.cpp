@@ -1,0 +1,255 @@
+// The ops on the CPU: allocation, conversion of types that have no kernels, and dispatch.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/dispatch.h"
+#include "cpu/layer.h"
+#include "cpu/team.h"
+
+namespace fused_lstm::cpu {
+namespace {
+
+using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// The tensors of a call as the kernels read them: dense where they must be, alive while they run.
+struct Dense {
+  at::Tensor x, h0, c0;
+  std::vector<at::Tensor> weights;
+};
+
+at::Tensor dense(const OptionalTensor& tensor) {
+  return is_given(tensor) ? tensor->contiguous() : at::Tensor();
+}
+
+Dense make_dense(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
+                 at::TensorList weights) {
+  Dense t;
+  const bool rows_are_dense = x.size(-1) <= 1 || x.stride(-1) == 1;
+  t.x = rows_are_dense ? x : x.contiguous();
+  t.h0 = dense(h0);
+  t.c0 = dense(c0);
+  t.weights.reserve(weights.size());
+  for (const at::Tensor& w : weights) t.weights.push_back(w.contiguous());
+  return t;
+}
+
+template <class T>
+const T* data(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+template <class T>
+T* mutable_data(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.mutable_data_ptr())
+                                                : nullptr;
+}
+
+template <class T>
+Input<T> input_of(const Dense& t) {
+  const at::Tensor& x = t.x;
+  return {data<T>(x), x.stride(0), x.dim() == 3 ? x.stride(1) : x.stride(0)};
+}
+
+template <class T>
+void set_weights(const LayerCall& call, const Dense& t, const c10::List<bool>& reverse,
+                 DirectionWeights<T>* weights) {
+  const LstmProblem& p = call.problem;
+  for (int d = 0; d < p.directions; ++d) {
+    const at::Tensor* w = t.weights.data() + d * call.per_direction;
+    weights[d] = {data<T>(w[0]),
+                  data<T>(w[1]),
+                  p.bias ? data<T>(w[2]) : nullptr,
+                  p.bias ? data<T>(w[3]) : nullptr,
+                  call.projected() ? data<T>(w[call.per_direction - 1]) : nullptr,
+                  reverse.get(d)};
+  }
+}
+
+at::Tensor workspace(size_t bytes) {
+  return at::empty({int64_t(bytes) + 64}, at::TensorOptions(at::kByte));
+}
+
+void* aligned(const at::Tensor& bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
+  return reinterpret_cast<void*>((address + 63) / 64 * 64);
+}
+
+// Plans for the threads at hand and runs; with one thread where the plan's team is not to be had.
+template <class T, class Plan, class Size, class Run>
+void plan_and_run(const Plan& plan_for, const Size& size_of, const Run& run) {
+  for (int threads = available_threads();; threads = 1) {
+    const CpuPlan plan = plan_for(machine<T>(threads));
+    const at::Tensor bytes = workspace(size_of(plan));
+    if (run(plan, aligned(bytes))) return;
+  }
+}
+
+template <class T>
+void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& reverse,
+                 const Forward& out) {
+  ForwardArgs<T> args{};
+  args.problem = call.problem;
+  args.steps = &call.steps;
+  args.x = input_of<T>(t);
+  args.h0 = data<T>(t.h0);
+  args.c0 = data<T>(t.c0);
+  set_weights<T>(call, t, reverse, args.weights);
+  args.y = mutable_data<T>(std::get<0>(out));
+  args.h_n = mutable_data<T>(std::get<1>(out));
+  args.c_n = mutable_data<T>(std::get<2>(out));
+  args.gates = mutable_data<T>(std::get<3>(out));
+  args.c = mutable_data<Acc<T>>(std::get<4>(out));
+  plan_and_run<T>([&](const CpuMachine& m) { return plan_forward(args.problem, call.steps, m); },
+                  [&](const CpuPlan& plan) { return forward_workspace(args, plan); },
+                  [&](const CpuPlan& plan, void* space) { return forward(args, plan, space); });
+}
+
+Forward allocate(const LayerCall& call, const at::Tensor& x) {
+  const LstmProblem& p = call.problem;
+  const auto options = x.options();
+  const auto state = options.dtype(state_type(x.scalar_type()));
+  std::vector<int64_t> y_shape = x.sizes().vec();
+  y_shape.back() = p.directions * p.output_size();
+  return {at::empty(y_shape, options), at::empty({p.directions, p.batch, p.output_size()}, options),
+          at::empty({p.directions, p.batch, p.hidden_size}, options),
+          p.save ? at::empty({p.directions, p.rows, 4 * p.hidden_size}, options)
+                 : at::empty({0}, options),
+          p.save ? at::empty({p.directions, p.rows, p.hidden_size}, state) : at::empty({0}, state)};
+}
+
+void copy_state(const at::Tensor& to, const OptionalTensor& from) {
+  if (is_given(from)) {
+    to.copy_(*from);
+  } else {
+    to.zero_();
+  }
+}
+
+std::vector<at::Tensor> converted(at::TensorList tensors, at::ScalarType type) {
+  std::vector<at::Tensor> result;
+  result.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.to(type));
+  return result;
+}
+
+OptionalTensor converted(const OptionalTensor& tensor, at::ScalarType type) {
+  return is_given(tensor) ? OptionalTensor(tensor->to(type)) : std::nullopt;
+}
+
+Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                   const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
+                   bool save) {
+  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
+  const at::ScalarType type = x.scalar_type();
+  if (!has_kernels(type)) {
+    const at::ScalarType wide = at::kFloat;
+    Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
+                             converted(weights, wide), reverse, save);
+    return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
+            std::get<3>(out).to(type), std::get<4>(out)};
+  }
+  const Forward out = allocate(call, x);
+  if (call.problem.rows == 0) {
+    copy_state(std::get<1>(out), h0);
+    copy_state(std::get<2>(out), c0);
+    return out;
+  }
+  const Dense t = make_dense(x, h0, c0, weights);
+  with_type(type, [&](auto tag) { run_forward<decltype(tag)>(call, t, reverse, out); });
+  return out;
+}
+
+// The tensors of the backward op that the forward op does not have.
+struct Saved {
+  at::Tensor grad_y, grad_h_n, grad_c_n, y, gates, c;
+};
+
+template <class T>
+void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
+                  const c10::List<bool>& reverse, const std::vector<at::Tensor>& grads) {
+  BackwardArgs<T> args{};
+  const LstmProblem& p = call.problem;
+  args.problem = p;
+  args.steps = &call.steps;
+  args.x = input_of<T>(t);
+  args.h0 = data<T>(t.h0);
+  args.c0 = data<T>(t.c0);
+  set_weights<T>(call, t, reverse, args.weights);
+  args.y = data<T>(s.y);
+  args.gates = data<T>(s.gates);
+  args.c = data<Acc<T>>(s.c);
+  args.grad_y = data<T>(s.grad_y);
+  args.grad_h_n = data<T>(s.grad_h_n);
+  args.grad_c_n = data<T>(s.grad_c_n);
+  args.dx = mutable_data<T>(grads[0]);
+  args.dh0 = mutable_data<T>(grads[1]);
+  args.dc0 = mutable_data<T>(grads[2]);
+  for (int d = 0; d < p.directions; ++d) {
+    const at::Tensor* g = grads.data() + 3 + d * call.per_direction;
+    args.grads[d] = {mutable_data<T>(g[0]), mutable_data<T>(g[1]),
+                     p.bias ? mutable_data<T>(g[2]) : nullptr,
+                     p.bias ? mutable_data<T>(g[3]) : nullptr,
+                     call.projected() ? mutable_data<T>(g[call.per_direction - 1]) : nullptr};
+  }
+  plan_and_run<T>([&](const CpuMachine& m) { return plan_backward(args.problem, call.steps, m); },
+                  [&](const CpuPlan& plan) { return backward_workspace(args, plan); },
+                  [&](const CpuPlan& plan, void* space) { return backward(args, plan, space); });
+}
+
+std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tensor& x,
+                                           at::TensorList weights, const c10::List<bool>& needs) {
+  const LstmProblem& p = call.problem;
+  const auto options = x.options();
+  std::vector<at::Tensor> grads;
+  grads.reserve(needs.size());
+  auto add = [&](at::IntArrayRef shape) {
+    const bool needed = needs.get(grads.size());
+    grads.push_back(at::empty(needed ? shape : at::IntArrayRef({0}), options));
+  };
+  add(x.sizes());
+  add({p.directions, p.batch, p.output_size()});
+  add({p.directions, p.batch, p.hidden_size});
+  for (const at::Tensor& w : weights) add(w.sizes());
+  return grads;
+}
+
+std::vector<at::Tensor> lstm_layer_backward(
+    const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+    const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+    const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse, const at::Tensor& y,
+    const at::Tensor& gates, const at::Tensor& c, c10::List<bool> needs) {
+  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, true);
+  check_saved(call, grad_y, grad_h_n, grad_c_n, x, y, gates, c, needs, weights.size());
+  const at::ScalarType type = x.scalar_type();
+  if (!has_kernels(type)) {
+    const at::ScalarType wide = at::kFloat;
+    std::vector<at::Tensor> grads = lstm_layer_backward(
+        converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), x.to(wide),
+        batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide), reverse,
+        y.to(wide), gates.to(wide), c, needs);
+    return converted(grads, type);
+  }
+  const std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, needs);
+  if (call.problem.rows == 0) {
+    for (const at::Tensor& grad : grads) grad.zero_();
+    if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
+    if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
+    return grads;
+  }
+  const Dense t = make_dense(x, h0, c0, weights);
+  const Saved s{dense(grad_y),  dense(grad_h_n),    dense(grad_c_n),
+                y.contiguous(), gates.contiguous(), c.contiguous()};
+  with_type(type, [&](auto tag) { run_backward<decltype(tag)>(call, t, s, reverse, grads); });
+  return grads;
+}
+
+}  // namespace
+}  // namespace fused_lstm::cpu
+
+TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) {
+  m.impl("lstm_layer", TORCH_FN(fused_lstm::cpu::lstm_layer));
+  m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::cpu::lstm_layer_backward));
+}

@@ -1,0 +1,39 @@
+// A team of threads from PyTorch's OpenMP pool that run one function together and may wait for
+// each other.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+
+namespace fused_lstm::cpu {
+
+// Threads that a team may have here: PyTorch's own count, but 1 inside another parallel region and
+// in a process forked from one that had a pool (its threads did not come along).
+int available_threads();
+
+// Runs body(rank) for ranks 0..size-1 at the same time. Returns false, having run nothing, where
+// that many threads are not to be had: the caller then runs with a team of 1.
+bool run_team(int size, const std::function<void(int rank)>& body);
+
+// A barrier for `size` threads. Waits by spinning for about the time of one step, then sleeps, so
+// that a thread that lost its core to another process gets one back.
+class alignas(64) Barrier {
+ public:
+  explicit Barrier(int size = 1) : size_(size) {}
+  Barrier(const Barrier& other) : size_(other.size_) {}
+
+  void wait() {
+    if (size_ > 1) wait_for_others();
+  }
+
+ private:
+  void wait_for_others();
+
+  int size_;
+  alignas(64) std::atomic<int32_t> arrived_{0};
+  alignas(64) std::atomic<int32_t> phase_{0};
+  std::atomic<int32_t> sleepers_{0};
+};
+
+}  // namespace fused_lstm::cpu

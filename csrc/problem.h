@@ -1,0 +1,56 @@
+// What one call of the op has to compute: plain data, shared by the planners and the kernels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace fused_lstm {
+
+enum class DType { float32, float64, bfloat16, float16 };
+
+// One layer with all its directions.
+struct LstmProblem {
+  int64_t steps = 0;        // T
+  int64_t batch = 0;        // B, rows of the first step
+  int64_t rows = 0;         // N, all rows: T * B, or the sum of the batch sizes
+  int64_t input_size = 0;   // I
+  int64_t hidden_size = 0;  // H
+  int64_t proj_size = 0;    // 0 without projection
+  int directions = 1;
+  bool bias = true;
+  DType dtype = DType::float32;
+  bool save = false;  // keep gates and c for the backward pass
+  bool packed = false;
+
+  int64_t output_size() const { return proj_size > 0 ? proj_size : hidden_size; }  // P
+};
+
+// The live rows of every step. Row b of step t is row offset(t) + b of all rows.
+class Steps {
+ public:
+  Steps(int64_t steps, int64_t batch) : steps_(steps), batch_(batch) {}
+  // sizes[t] rows at step t, not increasing.
+  explicit Steps(std::vector<int64_t> sizes)
+      : steps_(int64_t(sizes.size())), batch_(sizes.empty() ? 0 : sizes[0]), sizes_(sizes) {
+    offsets_.reserve(sizes_.size() + 1);
+    int64_t offset = 0;
+    for (int64_t size : sizes_) {
+      offsets_.push_back(offset);
+      offset += size;
+    }
+    offsets_.push_back(offset);
+  }
+
+  int64_t steps() const { return steps_; }
+  int64_t batch() const { return batch_; }
+  bool packed() const { return !offsets_.empty(); }
+  int64_t size(int64_t t) const { return packed() ? sizes_[t] : batch_; }
+  int64_t offset(int64_t t) const { return packed() ? offsets_[t] : t * batch_; }
+  int64_t rows() const { return offset(steps_); }
+
+ private:
+  int64_t steps_, batch_;
+  std::vector<int64_t> sizes_, offsets_;
+};
+
+}  // namespace fused_lstm

@@ -1,0 +1,170 @@
+"""Loads the compiled extension, gives its ops their fake kernels, and says once why it cannot."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class FusedLSTMWarning(UserWarning):
+    """Given once per reason when a call runs on the plain PyTorch fallback."""
+
+
+def _switched_on(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def _release(version: str) -> str:
+    """The part of a torch version that decides binary compatibility: ``2.13.0+cpu`` -> ``2.13``."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The extension module, or the reason why there is none."""
+    try:
+        module = importlib.import_module("fused_lstm._C")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "fused_lstm._C":
+            return None, "the extension is not built: run `pip install --no-build-isolation .`"
+        first_line = str(error).splitlines()[0]
+        return None, (
+            f"the extension does not load under torch {torch.__version__} ({first_line}): "
+            "build it again with `pip install --no-build-isolation .`"
+        )
+    built = module.build_info()["torch"]
+    if _release(built) != _release(torch.__version__):
+        return None, (
+            f"the extension was built for torch {built} and torch {torch.__version__} is running: "
+            "build it again with `pip install --no-build-isolation .`"
+        )
+    return module, None
+
+
+extension, _load_error = _load()
+_warned: set[str] = set()
+
+
+def disabled() -> bool:
+    """Whether ``FUSED_LSTM_DISABLE`` asks for the fallback."""
+    return _switched_on("FUSED_LSTM_DISABLE")
+
+
+def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the fused op cannot run for this device type and dtype; None where it can."""
+    if _DISABLED:
+        return "disabled by FUSED_LSTM_DISABLE"
+    return _reasons.get((device_type, dtype)) or _find_reason(device_type, dtype)
+
+
+def _find_reason(device_type: str, dtype: torch.dtype) -> str | None:
+    if (device_type, dtype) in _reasons:
+        return None
+    reason = None
+    if extension is None:
+        reason = _load_error
+    elif device_type == "cuda" and not extension.build_info()["cuda"]:
+        reason = "the extension was built without CUDA (`python -m fused_lstm` says why)"
+    elif device_type not in ("cpu", "cuda"):
+        reason = f"there is no fused kernel for device type '{device_type}'"
+    elif dtype not in _DTYPES:
+        reason = f"there is no fused kernel for {dtype}"
+    _reasons[device_type, dtype] = reason
+    return reason
+
+
+_DISABLED = disabled()
+_reasons: dict[tuple[str, torch.dtype], str | None] = {}
+
+
+def warn_fallback(reason: str) -> None:
+    """Warn, once per reason, that the fallback runs.
+
+    Raises:
+        RuntimeError: instead, where ``FUSED_LSTM_STRICT=1``.
+    """
+    message = f"fused_lstm runs on its plain PyTorch fallback: {reason}"
+    if _switched_on("FUSED_LSTM_STRICT"):
+        raise RuntimeError(message + " (FUSED_LSTM_STRICT=1 makes this an error)")
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(message, FusedLSTMWarning, stacklevel=3)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that carries c: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_forward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    directions = len(reverse)
+    per_direction = len(weights) // directions
+    hidden = weights[0].shape[0] // 4
+    proj = weights[per_direction - 1].shape[0] if per_direction in (3, 5) else hidden
+    if batch_sizes is None:
+        rows, batch = x.shape[0] * x.shape[1], x.shape[1]
+    else:
+        rows = x.shape[0]
+        batch = h0.shape[1] if h0 is not None else int(batch_sizes[0])
+    state = accumulate_dtype(x.dtype)
+    return (
+        x.new_empty((*x.shape[:-1], directions * proj)),
+        x.new_empty((directions, batch, proj)),
+        x.new_empty((directions, batch, hidden)),
+        x.new_empty((directions, rows, 4 * hidden) if save else (0,)),
+        x.new_empty((directions, rows, hidden) if save else (0,), dtype=state),
+    )
+
+
+def _fake_backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    directions = len(reverse)
+    per_direction = len(weights) // directions
+    hidden = c.shape[-1]
+    proj = y.shape[-1] // directions
+    if h0 is not None:
+        batch = h0.shape[1]
+    elif c0 is not None:
+        batch = c0.shape[1]
+    else:
+        batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    assert per_direction in (2, 3, 4, 5)
+    shapes = [x.shape, (directions, batch, proj), (directions, batch, hidden)]
+    shapes += [w.shape for w in weights]
+    return [
+        x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)
+    ]
+
+
+if extension is not None:
+    torch.library.register_fake("fused_lstm::lstm_layer")(_fake_forward)
+    torch.library.register_fake("fused_lstm::lstm_layer_backward")(_fake_backward)
+    lstm_layer = torch.ops.fused_lstm.lstm_layer.default
+    lstm_layer_backward = torch.ops.fused_lstm.lstm_layer_backward.default
