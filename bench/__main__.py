@@ -17,7 +17,7 @@ from bench.environment import environment
 from bench.peak import fma_peak
 from bench.report import show, to_json
 from bench.runner import measure
-from bench.workloads import TRAINING, Workload, cpu_workloads, quick_workloads
+from bench.workloads import TRAINING, Workload, cpu_workloads, cuda_workloads, quick_workloads
 from fused_lstm import _ops
 
 
@@ -33,7 +33,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def chosen_workloads(arguments: argparse.Namespace) -> list[Workload]:
-    rows = quick_workloads() if arguments.quick else cpu_workloads()
+    all_rows = cuda_workloads() if arguments.device == "cuda" else cpu_workloads()
+    rows = quick_workloads() if arguments.quick else all_rows
     return [row for row in rows if arguments.filter in f"{row.name} {row.group}"]
 
 
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     cases = [(workload, mode) for workload in workloads for mode in workload.modes]
     busy = [row for row in workloads if row.name in ("small", "medium")]
+    if options.device == "cuda":
+        busy = []
     budget = options.budget or (0.1 if options.quick else 1.5)
 
     results, disturbances = [], []
@@ -68,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
             progress.advance(task)
 
     facts = environment(options.threads, options.device)
-    bars = all_bars(results, disturbances, fma_peak(options.threads))
+    bars = []
+    if options.device == "cpu":
+        bars = all_bars(results, disturbances, fma_peak(options.threads))
     console = Console(width=max(Console().width, 160))  # narrower, rows would lose their ends
     show(console, facts, results, disturbances, bars)
     if options.json:

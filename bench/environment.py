@@ -44,6 +44,7 @@ def environment(threads: int, device: str) -> dict:
         "python": platform.python_version(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        "device": device,
         "threads": threads,
         "isa": extension.cpu_isa() if extension else None,
         "fma_peak_gflops": fma_peak(threads),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bench.bars import Bar, geometric_mean
 from bench.disturbed import Disturbance
+from bench.floor import step_floor, steps_of
 from bench.peak import fma_peak
 from bench.providers import BASELINE, FUSED
 from bench.runner import Result, Timing
@@ -37,6 +38,11 @@ def share_of_peak(result: Result) -> float | None:
     return result.gflops(FUSED) / peak
 
 
+def step_seconds(result: Result) -> float:
+    """Seconds that one step of one layer takes."""
+    return result.timings[FUSED].median / steps_of(result.workload)
+
+
 def percent(value: float | None) -> str:
     return NOT_KNOWN if value is None else f"{100 * value:.0f}%"
 
@@ -49,22 +55,23 @@ def colored(value: float, bar: float) -> str:
     return f"[green]{value:.2f}[/]" if value >= bar else f"[red]{value:.2f}[/]"
 
 
-def results_table(results: list[Result]) -> Table:
-    table = Table(title="fused_lstm.LSTM and torch.nn.LSTM, median time per call", show_lines=False)
+def results_table(results: list[Result], device: str) -> Table:
+    table = Table(title="fused_lstm.LSTM and torch.nn.LSTM, median time per call")
     for heading in ("row", "batch x steps, input->hidden", "mode"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("nn.LSTM", "fused", "faster", "GFLOP/s", "peak", "error", "nn.LSTM's", "ratio"):
+    speed = ("us/step", "floor", "share") if device == "cuda" else ("GFLOP/s", "peak")
+    for heading in ("nn.LSTM", "fused", "faster", *speed, "error", "nn.LSTM's", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("note")
     for group, members in groupby(results, key=lambda result: result.workload.group):
         table.add_section()
         table.add_row(f"[bold]{group}")
         for result in members:
-            table.add_row(*result_cells(result))
+            table.add_row(*result_cells(result, device))
     return table
 
 
-def result_cells(result: Result) -> Iterator[str]:
+def result_cells(result: Result, device: str) -> Iterator[str]:
     workload, errors = result.workload, result.accuracy.errors
     yield "  " + workload.name
     yield workload.shape
@@ -72,8 +79,11 @@ def result_cells(result: Result) -> Iterator[str]:
     yield seconds(result.timings[BASELINE].median)
     yield seconds(result.timings[FUSED].median)
     yield colored(result.ratio, 1.0)
-    yield f"{result.gflops(FUSED):.3g}"
-    yield percent(share_of_peak(result))
+    if device == "cuda":
+        step, floor = step_seconds(result), step_floor(workload, result.mode)
+        yield from (f"{1e6 * step:.2f}", f"{1e6 * floor:.2f}", percent(floor / step))
+    else:
+        yield from (f"{result.gflops(FUSED):.3g}", percent(share_of_peak(result)))
     yield f"{errors[FUSED]:.1e}"
     yield f"{errors[BASELINE]:.1e}"
     yield ratio(result.accuracy.ratio)
@@ -126,7 +136,7 @@ def show(
     disturbances: list[Disturbance],
     bars: list,
 ) -> None:
-    console.print(results_table(results))
+    console.print(results_table(results, facts["device"]))
     console.print(
         "error: largest difference from float64, relative to the largest element; of outputs, or "
         "of gradients in training.\n"
@@ -170,6 +180,7 @@ def to_json(
                 "ratio": result.ratio,
                 "gflops": {name: result.gflops(name) for name in result.timings},
                 "share_of_peak": share_of_peak(result),
+                "seconds_per_step": step_seconds(result),
                 "errors": result.accuracy.errors,
                 "error_ratio": result.accuracy.ratio,
             }

@@ -64,6 +64,18 @@ def thread_count(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def float32_precision(workload: Workload) -> Iterator[None]:
+    """Whether products of float32 may be rounded to TF32; for cuDNN, as for the kernels here."""
+    setting = torch.backends.cudnn.rnn
+    before = setting.fp32_precision
+    setting.fp32_precision = "tf32" if workload.tf32 else "ieee"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
 def interleave(functions: dict[str, Callable], calls: int, budget: float) -> dict[str, Timing]:
     """Times the functions in the order A B B A, so that a drift of the clock meets all alike.
 
@@ -87,7 +99,7 @@ def measure(workload: Workload, mode: str, threads: int, budget: float, device: 
     threads = workload.threads or threads
     models, x = make_models(workload, device), make_input(workload, device)
     grad = make_grad(models[BASELINE], x, workload)
-    with thread_count(threads):
+    with thread_count(threads), float32_precision(workload):
         accuracy = compare(models, x, grad, workload, mode)
         functions = {
             name: make_timed(model, x, grad, workload, mode) for name, model in models.items()

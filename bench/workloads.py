@@ -13,6 +13,7 @@ PROJECTION = "proj_size"
 DOUBLE = "float64"
 BFLOAT16 = "bfloat16"
 FLOAT16 = "float16"
+TF32 = "tf32"
 
 INFERENCE = "inference"
 FORWARD = "forward"  # with grad enabled, so that backward could follow
@@ -41,6 +42,7 @@ class Workload:
     packed: bool = False
     last_step: bool = False  # only the last step's output gets a gradient
     calls: int = 1  # calls one after the other, each starting from the state of the one before
+    tf32: bool = False  # float32 may be rounded to TF32 in products, on a GPU
     threads: int | None = None  # None: as many as the benchmark was told to use
     modes: tuple[str, ...] = ALL_MODES
     note: str = ""  # what differs from the model it is named after
@@ -142,6 +144,36 @@ def stepping_rows() -> list[Workload]:
 
 def cpu_workloads() -> list[Workload]:
     return shape_rows() + application_rows() + stepping_rows()
+
+
+def cuda_workloads() -> list[Workload]:
+    """The applications, those that need a GPU too, and a grid of sizes in every kind of float."""
+    bonito = Workload("bonito", FLOAT16, 96, 1667, 1024, (1024,), layers=5)
+    bonito = replace(bonito, note="all layers in one direction")
+    rows = [
+        *application_rows(),
+        replace(bonito, name="bonito, float16", dtype=torch.float16, modes=(INFERENCE,)),
+        replace(
+            bonito,
+            name="bonito, bfloat16",
+            group=BFLOAT16,
+            dtype=torch.bfloat16,
+            modes=(TRAINING,),
+        ),
+    ]
+    kinds = {
+        DENSE: {},
+        TF32: {"tf32": True},
+        BFLOAT16: {"dtype": torch.bfloat16},
+        FLOAT16: {"dtype": torch.float16},
+    }
+    for group, fields in kinds.items():
+        for hidden in (64, 128, 256, 512, 768, 1024, 1536, 2048):
+            for batch in (1, 8, 16, 64, 256):
+                name = f"H={hidden}, B={batch}, {group}"
+                row = Workload(name, group, batch, 128, hidden, (hidden,), **fields)
+                rows.append(replace(row, modes=(INFERENCE, TRAINING)))
+    return rows
 
 
 def quick_workloads() -> list[Workload]:

@@ -13,13 +13,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 pytest.importorskip("rich")
 
-from bench import bars, passes, report, runner
+from bench import bars, floor, passes, report, runner
 from bench.accuracy import Accuracy, compare
 from bench.disturbed import Disturbance
 from bench.providers import BASELINE, FUSED, make_input, make_models, rows_of
 from bench.runner import Result, Timing
 from bench.workloads import (
     ALL_MODES,
+    BFLOAT16,
     DENSE,
     DOUBLE,
     INFERENCE,
@@ -28,6 +29,7 @@ from bench.workloads import (
     TRAINING,
     Workload,
     cpu_workloads,
+    cuda_workloads,
     quick_workloads,
 )
 from fused_lstm import _ops
@@ -214,6 +216,27 @@ def test_busy_core_bar():
 )
 def test_seconds_have_a_fitting_unit(value, text):
     assert report.seconds(value) == text
+
+
+def test_gpu_grid_is_complete_and_names_differ():
+    rows = cuda_workloads()
+    assert len({row.name for row in rows}) == len(rows)
+    grid = {(row.hidden[0], row.batch, row.group) for row in rows if row.name.startswith("H=")}
+    assert len(grid) == 8 * 5 * 4
+
+
+def test_floor_of_a_step():
+    small = Workload("row", BFLOAT16, 1, 10, 64, (64,), dtype=torch.bfloat16)
+    assert floor.step_floor(small, INFERENCE) == pytest.approx(2 * 256 * 128 / 790e12)
+    large = Workload("row", BFLOAT16, 1, 10, 1024, (1024,), dtype=torch.bfloat16)
+    assert floor.step_floor(large, INFERENCE) == floor.EXCHANGE
+    assert floor.step_floor(large, TRAINING) == 2 * floor.EXCHANGE
+    assert floor.steps_of(Workload("row", DENSE, 2, 7, 5, (3, 3), layers=2)) == 28
+
+
+def test_gpu_table_shows_the_floor():
+    table = report.results_table([result(2.0)], "cuda")
+    assert {"us/step", "floor", "share"} <= {column.header for column in table.columns}
 
 
 @pytest.mark.slow
