@@ -1,0 +1,99 @@
+"""A training step needs no more memory than nn.LSTM's."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import json, sys
+import torch, fused_lstm
+from torch.nn.utils.rnn import pack_padded_sequence
+
+name, T, B, I, H, options = sys.argv[1], *map(int, sys.argv[2:6]), json.loads(sys.argv[6])
+torch.set_num_threads(2)
+dtype = getattr(torch, options.pop("dtype", "float32"))
+packed, training = options.pop("packed", False), options.pop("training", True)
+cls = torch.nn.LSTM if name == "nn" else fused_lstm.LSTM
+module = cls(I, H, dtype=dtype, **options)
+
+def step(T, B):
+    x = torch.randn(T, B, I, dtype=dtype)
+    if packed:
+        x = pack_padded_sequence(x, torch.linspace(T, 1, B).long())
+    with torch.set_grad_enabled(training):
+        y, (h_n, c_n) = module(x)
+    y = y.data if packed else y
+    if training:
+        (y.float().sum() + h_n.float().sum()).backward()
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+step(2, 2)  # whatever is set up once
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak is from here on
+before = status("VmRSS")
+step(T, B)
+print(status("VmHWM") - before)
+"""
+
+CASES = {
+    "dense": (100, 64, 128, 256, {}),
+    "batch_of_sixteen_long": (1000, 16, 64, 128, {}),
+    "two_layers_bidirectional": (60, 32, 128, 256, dict(num_layers=2, bidirectional=True)),
+    "packed": (100, 64, 128, 256, dict(packed=True)),
+    "projection": (100, 64, 128, 256, dict(proj_size=128)),
+    "bfloat16": (100, 64, 128, 256, dict(dtype="bfloat16")),
+    "float64": (100, 64, 128, 256, dict(dtype="float64")),
+    "inference": (200, 64, 128, 256, dict(training=False)),
+}
+
+
+def peak(name, T, B, I, H, options):  # noqa: E741
+    """Kilobytes above what was there before, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, name, *map(str, (T, B, I, H)), json.dumps(options)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return int(result.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="this kernel cannot reset a peak"
+)
+@pytest.mark.parametrize("name", CASES)
+def test_peak_of_a_step(extension, name):
+    theirs, ours = (peak(which, *CASES[name]) for which in ("nn", "fused"))
+    slack = 2048  # kilobytes: pages that an allocator has touched before or not
+    assert ours <= theirs + slack, f"{ours} KiB, nn.LSTM needs {theirs} KiB"
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow(extension):
+    """A thousand training steps leave what ten left."""
+    code = """
+import resource, torch, fused_lstm
+module = fused_lstm.LSTM(16, 32, 2, bidirectional=True)
+x = torch.randn(20, 8, 16)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for k in range(600):
+    module(x)[0].sum().backward()
+    with torch.no_grad():
+        module(x[:1])
+    if k == 100:
+        before = peak()
+print(peak() - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert int(result.stdout) < 4096  # kilobytes; one step holds 1,600
