@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import oracle
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -155,3 +156,10 @@ def check(case: Case, backward: bool = True) -> None:
     names = [f"sequence {b}" for b in range(len(sequences))] + states + ours._flat_weights_names
     for name, *three in zip(names, *grads, strict=True):
         oracle.assert_as_accurate(*three, factor=3, what=f"gradient of {name}")
+
+
+def complaint(function):
+    """Type and text of the exception."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        function()
+    return caught.type, str(caught.value)

@@ -5,8 +5,7 @@ import pickle
 
 import pytest
 import torch
-from cases import DTYPE_IDS, DTYPES
-from test_layer_errors import complaint
+from cases import DTYPE_IDS, DTYPES, complaint
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 

@@ -4,17 +4,11 @@ import warnings
 
 import pytest
 import torch
+from cases import complaint
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fused_lstm
-
-
-def complaint(function):
-    """Type and text of the exception."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011
-        function()
-    return caught.type, str(caught.value)
 
 
 CONSTRUCTORS = {
