@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fused_lstm
 
-
 CONSTRUCTORS = {
     "dropout too large": dict(dropout=1.5),
     "dropout a bool": dict(dropout=True),
