@@ -1,0 +1,97 @@
+#include "cuda/layer/gemm.h"
+
+#include <ATen/Context.h>
+#include <ATen/cuda/CUDAContextLight.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+namespace fused_lstm::cuda {
+
+namespace {
+
+struct Types {
+  cudaDataType_t element;
+  cublasComputeType_t compute;
+};
+
+Types types_of(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::fp64:
+      return {CUDA_R_64F, CUBLAS_COMPUTE_64F};
+    case Arithmetic::tf32:
+      return {CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32};
+    case Arithmetic::bf16:
+      return {CUDA_R_16BF, CUBLAS_COMPUTE_32F};
+    case Arithmetic::fp16:
+      return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
+    case Arithmetic::fp32:
+      break;
+  }
+  return {CUDA_R_32F, CUBLAS_COMPUTE_32F};
+}
+
+void clear(Arithmetic arithmetic, const Matrix& out, Stream stream) {
+  const size_t size = element_size(arithmetic);
+  C10_CUDA_CHECK(cudaMemset2DAsync(out.data, out.stride * size, 0, out.cols * size, out.rows,
+                                   static_cast<cudaStream_t>(stream)));
+}
+
+}  // namespace
+
+void gemm(Arithmetic arithmetic, const Matrix& out, const Operand& a, const Operand& b,
+          bool accumulate, Stream stream) {
+  const int64_t k = a.transposed ? a.matrix.rows : a.matrix.cols;
+  TORCH_INTERNAL_ASSERT(k == (b.transposed ? b.matrix.cols : b.matrix.rows));
+  if (out.rows == 0 || out.cols == 0) return;
+  if (k == 0) {
+    if (!accumulate) clear(arithmetic, out, stream);
+    return;
+  }
+  // PyTorch's handle: this thread's, on the current stream, with a workspace of its allocator.
+  // The guard takes TF32 off the handle; the compute type alone decides it here.
+  const at::NoTF32Guard no_tf32;
+  const cublasHandle_t handle = at::cuda::getCurrentCUDABlasHandle();
+  const Types types = types_of(arithmetic);
+  const float alpha = 1, beta = accumulate ? 1 : 0;
+  const double alpha64 = 1, beta64 = beta;
+  const bool fp64 = arithmetic == Arithmetic::fp64;
+  // cuBLAS counts by columns: out^T = b^T a^T, and a matrix in rows is its own transpose there.
+  const cublasStatus_t status = cublasGemmEx(
+      handle, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+      static_cast<int>(out.cols), static_cast<int>(out.rows), static_cast<int>(k),
+      fp64 ? static_cast<const void*>(&alpha64) : &alpha, b.matrix.data, types.element,
+      static_cast<int>(b.matrix.stride), a.matrix.data, types.element,
+      static_cast<int>(a.matrix.stride), fp64 ? static_cast<const void*>(&beta64) : &beta, out.data,
+      types.element, static_cast<int>(out.stride), types.compute, CUBLAS_GEMM_DEFAULT);
+  TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "fused_lstm: cublasGemmEx failed with status ",
+              static_cast<int>(status), " for a product of [", out.rows, ", ", k, "] and [", k,
+              ", ", out.cols, "]");
+}
+
+void linear(Arithmetic arithmetic, const at::Tensor& out, const at::Tensor& x, const at::Tensor& w,
+            const at::Tensor& bias, Stream stream) {
+  if (arithmetic != Arithmetic::tf32) {
+    // cuBLASLt, as PyTorch calls it, adds the bias to the product while it is in registers.
+    std::optional<at::NoTF32Guard> no_tf32;
+    if (arithmetic == Arithmetic::fp32) no_tf32.emplace();
+    at::Tensor result = out;
+    if (bias.defined()) {
+      at::addmm_out(result, bias, x, w.t());
+    } else {
+      at::mm_out(result, x, w.t());
+    }
+    return;
+  }
+  // PyTorch's own product goes by its setting for matmul, which may forbid what that for RNNs
+  // allows.
+  if (bias.defined()) out.copy_(bias.expand_as(out));
+  const int64_t rows = x.size(0), inputs = x.size(1), outputs = w.size(0);
+  gemm(arithmetic, {out.data_ptr(), rows, outputs, outputs}, {{x.data_ptr(), rows, inputs, inputs}},
+       transposed({w.data_ptr(), outputs, inputs, inputs}), bias.defined(), stream);
+}
+
+}  // namespace fused_lstm::cuda

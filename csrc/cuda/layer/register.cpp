@@ -1,0 +1,9 @@
+// The CUDA kernels of the ops that csrc/ops.cpp defines.
+#include <torch/library.h>
+
+#include "cuda/layer/layer.h"
+
+TORCH_LIBRARY_IMPL(fused_lstm, CUDA, m) {
+  m.impl("lstm_layer", TORCH_FN(fused_lstm::cuda::lstm_layer));
+  m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::cuda::lstm_layer_backward));
+}
