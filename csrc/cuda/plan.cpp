@@ -175,18 +175,27 @@ Answer ask_grid(const Question& q, const SlicedVariant (&variants)[n]) {
 
 // ---- the choice ----
 
+template <class Mma, class Fp32, class Fp64, class Ask>
+Answer by_arithmetic(const Question& q, const Mma& mma, const Fp32& fp32, const Fp64& fp64,
+                     Ask ask) {
+  if (tensor_core(q.arithmetic)) return ask(mma);
+  return q.arithmetic == Arithmetic::fp64 ? ask(fp64) : ask(fp32);
+}
+
 Answer ask(const Question& q, Algorithm algorithm) {
   if (q.problem.proj_size > 0) {
     return {{}, "the projection is a second product inside every step", 0};
   }
-  const bool mma = tensor_core(q.arithmetic);
   switch (algorithm) {
     case Algorithm::block:
-      return mma ? ask_block(q, kBlockTensorCore) : ask_block(q, kBlockFma);
+      return by_arithmetic(q, kBlockTensorCore, kBlockFp32, kBlockFp64,
+                           [&](auto& variants) { return ask_block(q, variants); });
     case Algorithm::cluster:
-      return mma ? ask_cluster(q, kSlicedTensorCore) : ask_cluster(q, kSlicedFma);
+      return by_arithmetic(q, kClusterTensorCore, kClusterFp32, kClusterFp64,
+                           [&](auto& variants) { return ask_cluster(q, variants); });
     default:
-      return mma ? ask_grid(q, kSlicedTensorCore) : ask_grid(q, kSlicedFma);
+      return by_arithmetic(q, kGridTensorCore, kGridFp32, kGridFp64,
+                           [&](auto& variants) { return ask_grid(q, variants); });
   }
 }
 

@@ -5,8 +5,6 @@
 // per unit tile on tensor cores; the sums take 16 per unit tile.
 #pragma once
 
-#include <cstddef>
-
 namespace fused_lstm {
 namespace cuda {
 
@@ -15,20 +13,27 @@ struct BlockVariant {
   int max_threads;
   int reg_tiles;
 };
-// 4 k tiles x 8 registers of weights in 255 or 128 registers; none where a thread has 64.
-constexpr BlockVariant kBlockTensorCore[] = {{256, 4}, {512, 4}, {1024, 0}};
-// A k tile takes 64 registers here; and shared memory ends (H = 112 in float32) before 512 threads.
-constexpr BlockVariant kBlockFma[] = {{512, 0}};
+// Up to 64, 128 and 160 hidden units: the fewer warps, the more registers for weights.
+constexpr BlockVariant kBlockTensorCore[] = {{256, 4}, {512, 2}, {640, 1}};
+// A k tile would take 64 registers; shared memory ends at 112 (float32) and 80 (float64) units.
+constexpr BlockVariant kBlockFp32[] = {{512, 0}};
+constexpr BlockVariant kBlockFp64[] = {{320, 0}};
 
-// Plans B and C: every warp sums for all of the block's unit tiles.
+// Plans B and C: 8 or 16 warps share the k tiles, each for all unit tiles of the block; a thread
+// for each of the 128 cells of a unit tile: max_threads >= 128 unit_tiles.
 struct SlicedVariant {
   int max_threads;
   int unit_tiles;
   int reg_tiles;
 };
-constexpr SlicedVariant kSlicedTensorCore[] = {
-    {256, 1, 0}, {256, 1, 8}, {256, 2, 0}, {256, 2, 4}, {512, 4, 0}};
-constexpr SlicedVariant kSlicedFma[] = {{256, 1, 0}, {256, 2, 0}};
+// 8 blocks of 2 or 4 unit tiles: up to 128 and 256 hidden units.
+constexpr SlicedVariant kClusterTensorCore[] = {{256, 2, 2}, {512, 4, 0}};
+constexpr SlicedVariant kClusterFp32[] = {{256, 1, 0}, {256, 2, 0}};
+constexpr SlicedVariant kClusterFp64[] = {{256, 1, 0}, {256, 2, 0}};
+// 64 registers of weights in either.
+constexpr SlicedVariant kGridTensorCore[] = {{256, 1, 8}, {256, 2, 4}};
+constexpr SlicedVariant kGridFp32[] = {{256, 1, 0}, {256, 2, 0}};
+constexpr SlicedVariant kGridFp64[] = {{256, 1, 0}};
 
 }  // namespace cuda
 }  // namespace fused_lstm
