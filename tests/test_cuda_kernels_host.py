@@ -1,8 +1,8 @@
 """The CUDA kernels' own source, run on the host under the sanitizers, against float64.
 
 `cuda_host/driver.cpp` runs one case per call on the emulator (`cuda_host/emulator.h`): one fiber
-per CUDA thread, scheduled by a seed. The oracle is the definition of the LSTM, row by row, in float64
-with PyTorch's autograd.
+per CUDA thread, scheduled by a seed. The oracle is the definition of the LSTM, row by row, in
+float64 with PyTorch's autograd.
 """
 
 from __future__ import annotations
@@ -261,3 +261,38 @@ def test_absent_inputs_are_zeros(
     driver: Path, tmp_path: Path, plan: str, missing: dict[str, bool]
 ) -> None:
     check(driver, Case(plan, batch=18, hidden=9, seeds=(0, 1), **missing), tmp_path)
+
+
+SLICED = ["grid", "cluster"]
+
+
+@pytest.mark.parametrize("plan", SLICED)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [1, 17, 33])
+def test_sliced(driver: Path, tmp_path: Path, plan: str, dtype: str, hidden: int) -> None:
+    options = {"k_warps": 4, "groups": 1}
+    check(driver, Case(plan, dtype, hidden=hidden, pad=3, options=options), tmp_path)
+
+
+@pytest.mark.parametrize("plan", SLICED)
+@pytest.mark.parametrize("dtype", ["bf16", "tf32"])
+@pytest.mark.parametrize(
+    "options", [{"reg_tiles": 2, "k_warps": 4}, {"unit_tiles": 2, "k_warps": 8}]
+)
+def test_sliced_shapes(
+    driver: Path, tmp_path: Path, plan: str, dtype: str, options: dict[str, int]
+) -> None:
+    """More row tiles than groups, weights in registers or two unit tiles per block."""
+    case = Case(plan, dtype, batch=49, hidden=49, steps=3, options={"groups": 2, **options})
+    check(driver, case, tmp_path)
+
+
+@pytest.mark.parametrize("plan", SLICED)
+@pytest.mark.parametrize("reverse", ["0", "1", "01"])
+def test_sliced_packed(driver: Path, tmp_path: Path, plan: str, reverse: str) -> None:
+    sizes = (35, 34, 17, 16, 16, 3, 1)
+    case = Case(
+        plan, "bf16", batch=35, sizes=sizes, reverse=reverse, hidden=17,
+        options={"k_warps": 4, "groups": 2},
+    )  # fmt: skip
+    check(driver, case, tmp_path)

@@ -101,9 +101,7 @@ __global__ void __launch_bounds__(kMaxThreads)
             p.hidden);
       }
     }
-#ifndef FUSED_LSTM_BREAK_BLOCK_BARRIER
     hw::sync_block();
-#endif
     Acc z[kGates][4];
     setup.multiply(z, step);
 #pragma unroll
@@ -165,9 +163,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int64_t step = 0; step <= walk.count; ++step) {
     if (step > 0) {
       const int64_t t_before = walk.backward(step - 1);
-#ifndef FUSED_LSTM_BREAK_BLOCK_BARRIER
       hw::sync_block();
-#endif
       Acc sum[kGates][4];
       setup.multiply(sum, step - 1);
 #pragma unroll
@@ -187,24 +183,16 @@ __global__ void __launch_bounds__(kMaxThreads)
         const Gates<Acc> a =
             load_gates<Acc>(static_cast<const T*>(d.gates) + n * p.gates_stride + unit, p.hidden);
         const Acc tanh_c = tanh_of(static_cast<const Acc*>(d.c)[n * p.hidden + unit]);
-        const Acc c_prev = previous_c<T, Acc>(p, d, walk, t, row, unit, length[e / 2]);
+        const Acc c_prev = previous_c<T, Acc>(p, d, d.reverse != 0, t, row, unit, length[e / 2]);
         const Acc grad_y =
             load_or_zero<Acc>(static_cast<const T*>(d.grad_y), n, p.grad_y_stride, unit);
-        const Gates<Acc> dz_acc = gate_gradients(a, c_prev, tanh_c, dh[e] + grad_y, dc[e]);
-        dz = {From<T>::acc(dz_acc.i), From<T>::acc(dz_acc.f), From<T>::acc(dz_acc.g),
-              From<T>::acc(dz_acc.o)};
-        T* out = static_cast<T*>(d.dgates) + n * p.dgates_stride + unit;
-        out[0] = dz.i;
-        out[p.hidden] = dz.f;
-        out[2 * p.hidden] = dz.g;
-        out[3 * p.hidden] = dz.o;
+        dz = gates_of<T>(gate_gradients(a, c_prev, tanh_c, dh[e] + grad_y, dc[e]));
+        put_gates(static_cast<T*>(d.dgates) + n * p.dgates_stride + unit, p.hidden, dz,
+                  [](T* to, T value) { *to = value; });
       }
-      T* to = operand_at<Math>(setup.buffer(step), cell_row(e), unit);
-      const int64_t next = setup.gate_bytes / static_cast<int64_t>(sizeof(T));
-      to[0] = Math::round_operand(dz.i);
-      to[next] = Math::round_operand(dz.f);
-      to[2 * next] = Math::round_operand(dz.g);
-      to[3 * next] = Math::round_operand(dz.o);
+      put_gates(operand_at<Math>(setup.buffer(step), cell_row(e), unit),
+                setup.gate_bytes / static_cast<int64_t>(sizeof(T)), dz,
+                [](T* to, T value) { *to = Math::round_operand(value); });
     }
   }
 

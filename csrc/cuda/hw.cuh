@@ -132,8 +132,10 @@ __device__ __forceinline__ void load_exchange_16(uint32_t (&to)[4], const void* 
 // ---- thread-block clusters (compute capability 9.0 and later) ----
 
 __device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
+  uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
   return rank;
 }
 // Every thread of every block of the cluster arrives, then waits; what was stored to another
@@ -148,16 +150,13 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-// Stores 16 bytes at `local`'s place in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ void store_cluster_16(void* local, uint32_t rank,
-                                                 const uint32_t (&value)[4]) {
+// Stores 8 bytes at `local`'s place in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ void store_cluster_8(void* local, uint32_t rank, uint64_t value) {
 #if __CUDA_ARCH__ >= 900
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(local));
   uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "r"(value[0]),
-               "r"(value[1]), "r"(value[2]), "r"(value[3])
-               : "memory");
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(remote), "l"(value) : "memory");
 #endif
 }
 

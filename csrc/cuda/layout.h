@@ -34,12 +34,12 @@ struct BlockLayout {
 };
 
 // Plans B and C: [warp][k tile][unit tile] weight blocks; [warp][unit tile][gate][cell] partial
-// sums (backward one, not four, per cell); two values kept per cell of every row tile of the
-// block; in plan B the operand of even and of odd steps of every row tile.
+// sums (backward one, not four, per cell); of every row tile of the block, two values kept per
+// cell, the rows' lengths, and in plan B the operand of even and of odd steps.
 struct SlicedLayout {
   int64_t warp_k_tiles;  // k tiles of a warp, the last one perhaps fewer
   int64_t row_tiles;     // most row tiles a block has
-  int64_t partials, state, operand, bytes;
+  int64_t partials, state, lengths, operand, bytes;
 
   FUSED_LSTM_HOST_DEVICE constexpr SlicedLayout(const Slices& s, int64_t hidden, int64_t batch,
                                                 int64_t element_size, int64_t acc_size,
@@ -49,7 +49,8 @@ struct SlicedLayout {
         partials(s.k_warps * shared_k_tiles(warp_k_tiles, reg_tiles) * s.unit_tiles * kBlockBytes),
         state(partials +
               s.k_warps * s.unit_tiles * (operands == 1 ? kGates : 1) * kCells * acc_size),
-        operand(state + row_tiles * 2 * s.unit_tiles * kCells * acc_size),
+        lengths(state + row_tiles * 2 * s.unit_tiles * kCells * acc_size),
+        operand(lengths + row_tiles * kRowTile * static_cast<int64_t>(sizeof(int64_t))),
         bytes(operand +
               (cluster ? row_tiles * 2 * operand_bytes(hidden, element_size, operands) : 0)) {}
 };

@@ -96,17 +96,26 @@ __device__ __forceinline__ Gates<Acc> activate(Acc i, Acc f, Acc g, Acc o) {
   return {sigmoid(i), sigmoid(f), tanh_of(g), sigmoid(o)};
 }
 
-// Gate rows of `unit` lie H apart in [.., 4H]: i, f, g, o.
 template <typename T, typename Acc>
-__device__ __forceinline__ void store_gates(T* at, int64_t hidden, const Gates<Acc>& a) {
-  at[0] = From<T>::acc(a.i);
-  at[hidden] = From<T>::acc(a.f);
-  at[2 * hidden] = From<T>::acc(a.g);
-  at[3 * hidden] = From<T>::acc(a.o);
+__device__ __forceinline__ Gates<T> gates_of(const Gates<Acc>& a) {
+  return {From<T>::acc(a.i), From<T>::acc(a.f), From<T>::acc(a.g), From<T>::acc(a.o)};
+}
+
+// The four gates of a unit lie `apart` elements apart, in the order i f g o: H in [.., 4H].
+template <typename T, class Store>
+__device__ __forceinline__ void put_gates(T* at, int64_t apart, const Gates<T>& a, Store store) {
+  store(at, a.i);
+  store(at + apart, a.f);
+  store(at + 2 * apart, a.g);
+  store(at + 3 * apart, a.o);
+}
+template <typename T, typename Acc>
+__device__ __forceinline__ void store_gates(T* at, int64_t apart, const Gates<Acc>& a) {
+  put_gates(at, apart, gates_of<T>(a), [](T* to, T value) { *to = value; });
 }
 template <typename Acc, typename T>
-__device__ __forceinline__ Gates<Acc> load_gates(const T* at, int64_t hidden) {
-  return {to_acc(at[0]), to_acc(at[hidden]), to_acc(at[2 * hidden]), to_acc(at[3 * hidden])};
+__device__ __forceinline__ Gates<Acc> load_gates(const T* at, int64_t apart) {
+  return {to_acc(at[0]), to_acc(at[apart]), to_acc(at[2 * apart]), to_acc(at[3 * apart])};
 }
 
 // Element [row, unit] of a matrix that may be absent, which means zeros.

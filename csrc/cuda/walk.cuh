@@ -13,6 +13,7 @@ namespace cuda {
 // How many steps row `row` of the batch lives: live(t) never grows with t, so search by halves.
 __device__ __forceinline__ int64_t row_length(const Steps& steps, int64_t row) {
   if (row >= steps.batch) return 0;
+  if (!steps.offsets) return steps.count;
   int64_t low = 0, high = steps.count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
@@ -43,9 +44,9 @@ struct Walk {
 // c that entered step t of row `row`: the saved one of the step walked before, or c0.
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc previous_c(const BackwardParams& p, const BackwardDirection& d,
-                                          const Walk& walk, int64_t t, int64_t row, int64_t unit,
+                                          bool reverse, int64_t t, int64_t row, int64_t unit,
                                           int64_t length) {
-  const int64_t before = walk.reverse ? t + 1 : t - 1;
+  const int64_t before = reverse ? t + 1 : t - 1;
   if (before < 0 || before >= length) {
     return load_or_zero<Acc>(static_cast<const T*>(d.c0), row, p.c0_stride, unit);
   }

@@ -2,10 +2,11 @@
 //
 //   driver in=FILE out=FILE plan=gate_step|block|grid|cluster dtype=fp32|tf32|bf16|fp16|fp64
 //          T= B= H= reverse=0|1|01 [sizes=3,2,1] [state=1] [grad_y=1] [grad_state=1] [pad=]
-//          [reg_tiles=] [unit_tiles= k_warps= groups=] seeds=0,1,2
+//          [reg_tiles=] [unit_tiles= k_warps= groups=] seeds=0,1,2 [omit=SITE]
 //
-// Writes the outputs as float64. Exits 1 with a message if a run fails, if two seeds differ in one
-// bit, or if a run without saving differs from one that saves.
+// Writes the outputs as float64, and prints the synchronising calls reached, one a line; omit
+// leaves the calls of one of those lines out. Exits 1 with a message if a run fails, if two seeds
+// differ in one bit, or if a run without saving differs from one that saves.
 #include <iostream>
 
 #include "plans.h"
@@ -20,6 +21,10 @@ std::vector<double> run(const Options& options, uint64_t seed, bool save) {
     run_gate_step(c, seed);
   } else if (plan == "block") {
     run_block(c, options, seed);
+  } else if (plan == "grid") {
+    run_sliced<Math, GridExchange>(c, options, seed);
+  } else if (plan == "cluster") {
+    run_sliced<Math, ClusterExchange>(c, options, seed);
   } else {
     throw std::runtime_error("no such plan: " + plan);
   }
@@ -32,6 +37,7 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
 
 template <class Math>
 void run_case(const Options& options) {
+  if (!options.text("omit").empty()) emulator::omitted = options.number("omit");
   std::vector<double> first;
   for (const int64_t seed : options.list("seeds")) {
     const std::vector<double> result = run<Math>(options, seed, true);
@@ -44,6 +50,9 @@ void run_case(const Options& options) {
   out.write(reinterpret_cast<const char*>(first.data()), first.size() * sizeof(double));
   const std::vector<double> unsaved = run<Math>(options, 1, false);
   out.write(reinterpret_cast<const char*>(unsaved.data()), unsaved.size() * sizeof(double));
+  for (const emulator::Site& site : emulator::sites()) {
+    std::cout << site.file << ":" << site.line << "\n";
+  }
 }
 
 void run_dtype(const Options& options) {

@@ -93,6 +93,7 @@ struct Scheduler {
 };
 
 Scheduler* scheduler = nullptr;
+std::vector<Site> seen_sites;
 
 // ---- switching ----
 
@@ -286,6 +287,20 @@ void meet_warp(const char* name, void* arguments, void (*act)(void* const* lanes
   }
 }
 
+int omitted = -1;
+
+const std::vector<Site>& sites() { return seen_sites; }
+
+bool omit(Site site) {
+  size_t number = 0;
+  while (number < seen_sites.size() && (seen_sites[number].line != site.line ||
+                                        std::strcmp(seen_sites[number].file, site.file) != 0)) {
+    ++number;
+  }
+  if (number == seen_sites.size()) seen_sites.push_back(site);
+  return static_cast<int>(number) == omitted;
+}
+
 void buffer_store(void* to, const void* from, size_t bytes) {
   Store store{to, bytes, {}};
   std::memcpy(store.data, from, bytes);
@@ -322,13 +337,15 @@ int block_y() { return scheduler->current->block->y; }
 char* shared_memory() { return scheduler->current->block->shared; }
 uint32_t cluster_rank() { return static_cast<uint32_t>(scheduler->current->block->rank); }
 
-void sync_warp() {
+void sync_warp(const char* file, int line) {
+  if (emulator::omit({file, line})) return;
   emulator::Fiber* fiber = scheduler->current;
   emulator::append(fiber->block->published[fiber->index / 32], fiber->stores);
   emulator::meet_warp("sync_warp", nullptr, nullptr);
 }
 
-void sync_block() {
+void sync_block(const char* file, int line) {
+  if (emulator::omit({file, line})) return;
   emulator::Fiber* fiber = scheduler->current;
   emulator::Block* block = fiber->block;
   block->at_barrier.push_back(fiber);
@@ -341,7 +358,8 @@ void sync_block() {
   block->at_barrier.clear();
 }
 
-void release_flag(uint32_t* flag, uint32_t value) {
+void release_flag(uint32_t* flag, uint32_t value, const char* file, int line) {
+  if (emulator::omit({file, line})) return;
   emulator::Fiber* fiber = scheduler->current;
   emulator::apply(fiber->block->stores);
   emulator::apply(fiber->block->published[fiber->index / 32]);
@@ -350,7 +368,8 @@ void release_flag(uint32_t* flag, uint32_t value) {
   emulator::wake_flag_waiters();
 }
 
-void wait_flag(const uint32_t* flag, uint32_t at_least) {
+void wait_flag(const uint32_t* flag, uint32_t at_least, const char* file, int line) {
+  if (emulator::omit({file, line})) return;
   emulator::Fiber* fiber = scheduler->current;
   fiber->flag = flag;
   fiber->at_least = at_least;
@@ -359,7 +378,8 @@ void wait_flag(const uint32_t* flag, uint32_t at_least) {
   emulator::block_current();
 }
 
-void cluster_arrive() {
+void cluster_arrive(const char* file, int line) {
+  if (emulator::omit({file, line})) return;
   emulator::Fiber* fiber = scheduler->current;
   emulator::Cluster* cluster = fiber->block->cluster;
   emulator::apply(fiber->remote_stores);
@@ -370,7 +390,8 @@ void cluster_arrive() {
   cluster->waiting.clear();
 }
 
-void cluster_wait() {
+void cluster_wait(const char* file, int line) {
+  if (emulator::omit({file, line})) return;
   emulator::Fiber* fiber = scheduler->current;
   emulator::Cluster* cluster = fiber->block->cluster;
   if (fiber->cluster_waits++ < cluster->phase) return;

@@ -6,9 +6,12 @@
 //   * shared memory starts as NaN bytes and is allocated to the byte;
 //   * store_exchange is kept in the thread's store buffer, and reaches memory only through a
 //     release_flag that a barrier orders behind it;
-//   * store_cluster_16 reaches the other block's memory only at cluster_arrive.
+//   * store_cluster_8 reaches the other block's memory only at cluster_arrive.
 // A warp collective that not all 32 lanes of the warp call alike, and a wait that nothing can end,
 // stop the run with an Error.
+//
+// Every synchronising function knows the source line that calls it, its site. One site can be left
+// out of a run, to see the tests fail.
 #pragma once
 
 #include <cmath>
@@ -17,6 +20,7 @@
 #include <cstring>
 #include <functional>
 #include <stdexcept>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -52,6 +56,17 @@ void launch(const Grid& grid, const std::function<void()>& body);
 // Warp collectives meet here: the last lane to arrive runs `act` on the arguments of all 32.
 void meet_warp(const char* name, void* arguments, void (*act)(void* const* lanes));
 
+// A synchronising call in a kernel. Sites are numbered in the order in which they are first
+// reached; the calls of site number `omitted` (-1: none) do nothing.
+struct Site {
+  const char* file;
+  int line;
+};
+extern int omitted;
+const std::vector<Site>& sites();
+// True if this call is to do nothing.
+bool omit(Site site);
+
 void buffer_store(void* to, const void* from, size_t bytes);
 void buffer_remote_store(void* local, uint32_t rank, const void* from, size_t bytes);
 void check_aligned(const void* address, size_t bytes);
@@ -70,13 +85,15 @@ inline int lane() { return thread() % 32; }
 inline int warp() { return thread() / 32; }
 char* shared_memory();
 
-void sync_block();
-void sync_warp();
-void release_flag(uint32_t* flag, uint32_t value);
-void wait_flag(const uint32_t* flag, uint32_t at_least);
+#define EMULATOR_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+void sync_block(EMULATOR_SITE);
+void sync_warp(EMULATOR_SITE);
+void release_flag(uint32_t* flag, uint32_t value, EMULATOR_SITE);
+void wait_flag(const uint32_t* flag, uint32_t at_least, EMULATOR_SITE);
+void cluster_arrive(EMULATOR_SITE);
+void cluster_wait(EMULATOR_SITE);
+#undef EMULATOR_SITE
 uint32_t cluster_rank();
-void cluster_arrive();
-void cluster_wait();
 
 // ---- numbers ----
 
@@ -189,8 +206,8 @@ inline void load_exchange_16(uint32_t (&to)[4], const void* from) {
   emulator::check_aligned(from, 16);
   std::memcpy(to, from, 16);
 }
-inline void store_cluster_16(void* local, uint32_t rank, const uint32_t (&value)[4]) {
-  emulator::buffer_remote_store(local, rank, value, 16);
+inline void store_cluster_8(void* local, uint32_t rank, uint64_t value) {
+  emulator::buffer_remote_store(local, rank, &value, 8);
 }
 
 }  // namespace hw

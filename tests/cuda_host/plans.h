@@ -4,6 +4,8 @@
 #include "block.cuh"
 #include "case.h"
 #include "gate_step.cuh"
+#include "sliced_backward.cuh"
+#include "sliced_forward.cuh"
 
 namespace driver {
 
@@ -197,6 +199,68 @@ void run_block(Case<Math>& c, const Options& options, uint64_t seed) {
     run_block_with<Math, 2>(c, seed);
   } else {
     run_block_with<Math, 0>(c, seed);
+  }
+}
+
+// ---- plans B and C ----
+
+template <class Math>
+void allocate_exchange(Case<Math>& c, const Slices& slices, int operands) {
+  const int element = sizeof(typename Math::Element);
+  for (Direction<Math>& d : c.directions) {
+    d.exchange = Array<char>(exchange_bytes(c.batch, c.hidden, element, operands), 0);
+    d.flags = Array<uint32_t>(flag_count(c.batch, slices.slices), 0);
+  }
+}
+
+template <class Math, template <class, int> class Exchange, int kUnitTiles, int kRegTiles>
+void run_sliced_with(Case<Math>& c, const Options& options, uint64_t seed) {
+  constexpr int kThreads = 512;
+  constexpr bool kCluster = Exchange<Math, 1>::kCluster;
+  Slices slices{};
+  slices.unit_tiles = kUnitTiles;
+  slices.k_warps = options.number("k_warps");
+  slices.slices = static_cast<int>(ceil_div(unit_tile_count(c.hidden), kUnitTiles));
+  slices.groups = options.number("groups");
+  const int element = sizeof(typename Math::Element), acc = sizeof(typename Math::Acc);
+  const auto shared = [&](int operands) {
+    return SlicedLayout(slices, c.hidden, c.batch, element, acc, operands, kRegTiles, kCluster)
+        .bytes;
+  };
+  emulator::Grid grid;
+  grid.x = slices.slices * slices.groups;
+  grid.y = static_cast<int>(c.directions.size());
+  grid.threads = 32 * slices.k_warps;
+  grid.cluster = kCluster ? slices.slices : 1;
+  grid.seed = seed;
+
+  allocate_exchange(c, slices, 1);
+  ForwardParams f = forward_params(c);
+  f.slices = slices;
+  grid.shared = shared(1);
+  if (!c.save) {
+    return emulator::launch(
+        grid, [&] { sliced_forward<Math, Exchange, kUnitTiles, kRegTiles, kThreads, false>(f); });
+  }
+  emulator::launch(
+      grid, [&] { sliced_forward<Math, Exchange, kUnitTiles, kRegTiles, kThreads, true>(f); });
+  allocate_exchange(c, slices, kGates);
+  BackwardParams b = backward_params(c);
+  b.slices = slices;
+  grid.shared = shared(kGates);
+  emulator::launch(grid,
+                   [&] { sliced_backward<Math, Exchange, kUnitTiles, kRegTiles, kThreads>(b); });
+}
+
+template <class Math, template <class, int> class Exchange>
+void run_sliced(Case<Math>& c, const Options& options, uint64_t seed) {
+  const int unit_tiles = options.number("unit_tiles"), reg_tiles = options.number("reg_tiles");
+  if (unit_tiles == 2) {
+    run_sliced_with<Math, Exchange, 2, 0>(c, options, seed);
+  } else if (reg_tiles > 0) {
+    run_sliced_with<Math, Exchange, 1, 2>(c, options, seed);
+  } else {
+    run_sliced_with<Math, Exchange, 1, 0>(c, options, seed);
   }
 }
 
