@@ -38,6 +38,7 @@ sanitize: .venv/.ready
 	cd $(SANITIZED)/lib && \
 	    LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    FUSED_LSTM_SANITIZE=1 PYTHONPATH=$(CURDIR) \
 	    $(CURDIR)/$(BIN)/python -m pytest -m core -c $(CURDIR)/pyproject.toml -p no:cacheprovider \
 	    $(CURDIR)/tests
 

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from fused_lstm import _ops
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -216,6 +218,15 @@ def test_source_package_can_be_built(tmp_path):
     wanted |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "fused_lstm/py.typed"}
     assert wanted <= names
     assert not [name for name in names if name.endswith(".so")]
+
+
+@pytest.mark.core
+@pytest.mark.skipif("FUSED_LSTM_SANITIZE" not in os.environ, reason="only for `make sanitize`")
+def test_sanitizers_see_the_extension():
+    """Another build in its place would pass every test, and show nothing."""
+    names = Path(_ops.extension.__file__).read_bytes()
+    assert b"__asan_init" in names
+    assert b"__ubsan_handle" in names
 
 
 @pytest.mark.slow
