@@ -122,40 +122,51 @@ def gradients(outputs, inputs: list[Tensor], seed: int = 7) -> list[Tensor]:
 def check(case: Case, backward: bool = True) -> None:
     """Values and gradients against the float64 oracle, no worse than ``nn.LSTM``'s.
 
-    The oracle starts from the same rounded inputs and weights.
+    The oracle starts from the same rounded inputs and weights. Small cases are repeated: the
+    largest error among a handful of elements is a matter of luck.
     """
+    found: dict[str, list[list[Tensor]]] = {}
+    for _ in range(max(1, min(8, 100 // (case.batch * (case.P or case.H))))):
+        for name, three in results(case, backward):
+            found.setdefault(name, []).append([t.detach().flatten() for t in three])
+    for name, repeats in found.items():
+        ours, theirs, exact = (torch.cat(parts) for parts in zip(*repeats, strict=True))
+        factor = 3 if name.startswith("gradient") else 2
+        oracle.assert_as_accurate(ours, theirs, exact, factor, name)
+
+
+def results(case: Case, backward: bool):
+    """Yields a name and the tensors of ours, of nn.LSTM and of the oracle."""
     theirs, ours = case.modules()
     sequences, hx = case.sequences(), case.state()
     groups = [len(group) for group in theirs.all_weights]
+    weights = [p for group in theirs.all_weights for p in group]
+    names = [f"gradient of sequence {b}" for b in range(len(sequences))]
+    names += [f"gradient of {name}" for name in (["h0", "c0"] if case.hx else [])]
+    names += [f"gradient of {name}" for name in ours._flat_weights_names]
 
-    def flatten(outputs):
-        ys, h_n, c_n = outputs
-        return [torch.cat(list(ys)), h_n, c_n]
-
-    results, grads = [], []
+    columns = []
     for module in (ours, theirs, None):
-        xs, (h0, c0) = leaves(sequences), leaves(list(hx))
         if module is None:
-            flat = leaves([p.double() for group in theirs.all_weights for p in group])
-            it = iter(flat)
-            params = [[next(it) for _ in range(n)] for n in groups]
-            outputs = oracle.lstm(xs, h0, c0, params, case.bidirectional)
+            exact = [leaves([t.double() for t in part]) for part in (sequences, hx, weights)]
+            xs, (h0, c0), flat = exact
+            rest = iter(flat)
+            params = [[next(rest) for _ in range(n)] for n in groups]
+            ys, h_n, c_n = oracle.lstm(xs, h0, c0, params, case.bidirectional)
         else:
+            xs, (h0, c0) = leaves(sequences), leaves(list(hx))
             flat = [p for group in module.all_weights for p in group]
-            outputs = run(module, case, xs, (h0, c0))
-        results.append(flatten(outputs))
+            ys, h_n, c_n = run(module, case, xs, (h0, c0))
+        column = [torch.cat(list(ys)), h_n, c_n]
         if backward:
             states = [h0, c0] if case.hx else []
-            grads.append(gradients(outputs, [*xs, *states, *flat]))
-
-    for name, *three in zip(("output", "h_n", "c_n"), *results, strict=True):
-        oracle.assert_as_accurate(*three, factor=2, what=name)
-    if not backward:
-        return
-    states = ["h0", "c0"] if case.hx else []
-    names = [f"sequence {b}" for b in range(len(sequences))] + states + ours._flat_weights_names
-    for name, *three in zip(names, *grads, strict=True):
-        oracle.assert_as_accurate(*three, factor=3, what=f"gradient of {name}")
+            column += gradients((ys, h_n, c_n), [*xs, *states, *flat])
+        columns.append(column)
+    names = ["output", "h_n", "c_n", *(names if backward else [])]
+    for name, *three in zip(names, *columns, strict=True):
+        shapes = [t.shape for t in three]
+        assert shapes[0] == shapes[1] == shapes[2], f"{name}: shapes {shapes}"
+        yield name, three
 
 
 def complaint(function):
