@@ -126,7 +126,7 @@ def check(case: Case, backward: bool = True) -> None:
     largest error among a handful of elements is a matter of luck.
     """
     found: dict[str, list[list[Tensor]]] = {}
-    for _ in range(max(1, min(8, 100 // (case.batch * (case.P or case.H))))):
+    for _ in range(max(1, min(4, 80 // (case.batch * (case.P or case.H))))):
         for name, three in results(case, backward):
             found.setdefault(name, []).append([t.detach().flatten() for t in three])
     for name, repeats in found.items():

@@ -77,6 +77,8 @@ def test_more_input_elements_than_the_limit(extension):
     T, B, I, H = 3, 16, 2**31 // 47, 1  # noqa: E741
     assert T * B * I > LIMIT
     module = fused_lstm.LSTM(I, H, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        module.weight_ih_l0.mul_(1e-4)  # or the gates saturate, and nothing has a gradient
     row = torch.randn(I, dtype=torch.bfloat16)
     x = row.expand(T, B, I).requires_grad_()
     y, _ = module(x)
@@ -84,5 +86,5 @@ def test_more_input_elements_than_the_limit(extension):
     torch.testing.assert_close(y, small.expand_as(y), rtol=2e-2, atol=1e-2)
     (dx,) = torch.autograd.grad(y.float().sum(), x)
     assert dx.shape == x.shape
-    torch.testing.assert_close(dx[-1, -1, -5:], dx[-1, 0, -5:], rtol=2e-2, atol=1e-4)
+    torch.testing.assert_close(dx[-1, -1, -5:], dx[-1, 0, -5:], rtol=2e-2, atol=0)
     assert dx[-1, -1, -5:].abs().max() > 0
