@@ -131,9 +131,11 @@ double gemm_step_us(const LstmProblem& problem, Arithmetic arithmetic, const Dev
       us_of_cycles(fma / (sms * fma_per_cycle(arithmetic, rates, rates.peak_fma)), rates);
   const bool in_l2 = weights <= static_cast<double>(device.l2_bytes) / 2;
   const double read = us_of_bytes(weights, in_l2 ? rates.l2_gb_per_s : rates.memory_gb_per_s);
+  // Through memory once, and what the GEMM hands to the gate kernel through L2.
+  const double bytes = step_bytes(problem, arithmetic, rows);
   const double kernels = 1 + problem.directions * (problem.proj_size > 0 ? 3 : 1);
   return kernels * latencies().kernel_us + std::max(compute, read) +
-         us_of_bytes(2 * step_bytes(problem, arithmetic, rows), rates.l2_gb_per_s);
+         us_of_bytes(bytes, rates.memory_gb_per_s) + us_of_bytes(bytes, rates.l2_gb_per_s);
 }
 
 double floor_step_us(const LstmProblem& problem, Arithmetic arithmetic,

@@ -1,19 +1,14 @@
-// Which kernel a plan means, and its launch, for one arithmetic.
+// Launches the kernels of one arithmetic.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 
-#include "block.cuh"
-#include "cuda/variants.h"
-#include "gate_step.cuh"
+#include "kernels.cuh"
 #include "launcher.cuh"
-#include "sliced_backward.cuh"
-#include "sliced_forward.cuh"
 
 namespace fused_lstm {
 namespace cuda {
@@ -64,118 +59,6 @@ bool launch_loop(const void* kernel, const Loop& loop, const Params& params, int
   return true;
 }
 
-// ---- which kernel: the plan's variant is an index into the tables of variants.h ----
-
-template <class Math>
-struct Variants {
-  static constexpr const auto& block = kBlockTensorCore;
-  static constexpr const auto& cluster = kClusterTensorCore;
-  static constexpr const auto& grid = kGridTensorCore;
-};
-template <>
-struct Variants<Fp32> {
-  static constexpr const auto& block = kBlockFp32;
-  static constexpr const auto& cluster = kClusterFp32;
-  static constexpr const auto& grid = kGridFp32;
-};
-template <>
-struct Variants<Fp64> {
-  static constexpr const auto& block = kBlockFp64;
-  static constexpr const auto& cluster = kClusterFp64;
-  static constexpr const auto& grid = kGridFp64;
-};
-
-template <class Math, bool kSave>
-struct BlockForward {
-  static constexpr size_t count = std::size(Variants<Math>::block);
-  template <size_t i>
-  static auto* kernel() {
-    constexpr BlockVariant v = Variants<Math>::block[i];
-    return &block_forward<Math, v.reg_tiles, v.max_threads, kSave>;
-  }
-};
-template <class Math>
-struct BlockBackward {
-  static constexpr size_t count = std::size(Variants<Math>::block);
-  template <size_t i>
-  static auto* kernel() {
-    constexpr BlockVariant v = Variants<Math>::block[i];
-    return &block_backward<Math, v.reg_tiles, v.max_threads>;
-  }
-};
-template <class Math, bool kSave>
-struct ClusterForward {
-  static constexpr size_t count = std::size(Variants<Math>::cluster);
-  template <size_t i>
-  static auto* kernel() {
-    constexpr SlicedVariant v = Variants<Math>::cluster[i];
-    return &sliced_forward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.max_threads, kSave>;
-  }
-};
-template <class Math>
-struct ClusterBackward {
-  static constexpr size_t count = std::size(Variants<Math>::cluster);
-  template <size_t i>
-  static auto* kernel() {
-    constexpr SlicedVariant v = Variants<Math>::cluster[i];
-    return &sliced_backward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.max_threads>;
-  }
-};
-template <class Math, bool kSave>
-struct GridForward {
-  static constexpr size_t count = std::size(Variants<Math>::grid);
-  template <size_t i>
-  static auto* kernel() {
-    constexpr SlicedVariant v = Variants<Math>::grid[i];
-    return &sliced_forward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.max_threads, kSave>;
-  }
-};
-template <class Math>
-struct GridBackward {
-  static constexpr size_t count = std::size(Variants<Math>::grid);
-  template <size_t i>
-  static auto* kernel() {
-    constexpr SlicedVariant v = Variants<Math>::grid[i];
-    return &sliced_backward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.max_threads>;
-  }
-};
-
-template <class Family, size_t i = 0>
-const void* kernel_of(int variant) {
-  if constexpr (i < Family::count) {
-    if (variant == static_cast<int>(i)) {
-      return reinterpret_cast<const void*>(Family::template kernel<i>());
-    }
-    return kernel_of<Family, i + 1>(variant);
-  } else {
-    throw std::runtime_error("fused_lstm: the plan names a kernel that is not compiled");
-  }
-}
-
-template <class Math, bool kSave>
-const void* forward_kernel(const Loop& loop) {
-  switch (loop.algorithm) {
-    case Algorithm::block:
-      return kernel_of<BlockForward<Math, kSave>>(loop.variant);
-    case Algorithm::cluster:
-      return kernel_of<ClusterForward<Math, kSave>>(loop.variant);
-    default:
-      return kernel_of<GridForward<Math, kSave>>(loop.variant);
-  }
-}
-
-template <class Math>
-const void* backward_kernel(const Loop& loop) {
-  switch (loop.algorithm) {
-    case Algorithm::block:
-      return kernel_of<BlockBackward<Math>>(loop.variant);
-    case Algorithm::cluster:
-      return kernel_of<ClusterBackward<Math>>(loop.variant);
-    default:
-      return kernel_of<GridBackward<Math>>(loop.variant);
-  }
-}
-
 // ---- one arithmetic ----
 
 template <class Params>
@@ -210,14 +93,16 @@ void Launcher<Math>::gates_backward(const GateBackwardParams& params, int direct
 template <class Math>
 bool Launcher<Math>::loop_forward(const Loop& loop, const ForwardParams& params, int directions,
                                   bool save, Stream stream) {
-  const void* kernel = save ? forward_kernel<Math, true>(loop) : forward_kernel<Math, false>(loop);
-  return launch_loop(kernel, loop, params, directions, stream);
+  const ForwardKernel kernel =
+      save ? forward_kernel<Math, true>(loop) : forward_kernel<Math, false>(loop);
+  return launch_loop(reinterpret_cast<const void*>(kernel), loop, params, directions, stream);
 }
 
 template <class Math>
 bool Launcher<Math>::loop_backward(const Loop& loop, const BackwardParams& params, int directions,
                                    Stream stream) {
-  return launch_loop(backward_kernel<Math>(loop), loop, params, directions, stream);
+  return launch_loop(reinterpret_cast<const void*>(backward_kernel<Math>(loop)), loop, params,
+                     directions, stream);
 }
 
 }  // namespace cuda

@@ -17,7 +17,8 @@ struct Question {
   const LstmProblem& problem;
   const DeviceLimits& device;
   Arithmetic arithmetic;
-  int operands;  // of the recurrent product: 1 forward (h), 4 backward (gradients of the gates)
+  std::string only;  // the algorithm asked for, "" for all
+  int operands;      // of the recurrent product: 1 forward (h), 4 backward (gradients of the gates)
 
   int64_t unit_tiles() const { return unit_tile_count(problem.hidden_size); }
   int64_t row_tiles() const { return row_tile_count(problem.batch); }
@@ -183,6 +184,7 @@ Answer by_arithmetic(const Question& q, const Mma& mma, const Fp32& fp32, const 
 }
 
 Answer ask(const Question& q, Algorithm algorithm) {
+  if (!q.only.empty() && q.only != name(algorithm)) return {{}, q.only + " was asked for", 0};
   if (q.problem.proj_size > 0) {
     return {{}, "the projection is a second product inside every step", 0};
   }
@@ -208,6 +210,7 @@ std::string format_us(double us) {
 
 Pass choose(const Question& q) {
   Pass pass;
+  const bool asked = !q.only.empty();
   const double steps = static_cast<double>(q.problem.steps);
   pass.step_us = gemm_step_us(q.problem, q.arithmetic, q.device);
   double best = steps * pass.step_us;
@@ -221,13 +224,14 @@ Pass choose(const Question& q) {
   for (const Algorithm algorithm : {Algorithm::block, Algorithm::cluster, Algorithm::grid}) {
     answers.emplace_back(algorithm, ask(q, algorithm));
     const Answer& answer = answers.back().second;
-    if (!answer.loop || answer.total_us >= best) continue;
+    if (!answer.loop || (answer.total_us >= best && !asked)) continue;
     best = answer.total_us;
     pass.loop = *answer.loop;
     pass.step_us = loop_step_us(q.problem, q.arithmetic, q.device, pass.loop, q.operands);
     pass.start_us = loop_start_us(q.problem, q.arithmetic, q.device, pass.loop);
   }
-  pass.why = "estimated " + format_us(best) + ", the least of what fits";
+  pass.why =
+      "estimated " + format_us(best) + (asked ? ", as asked for" : ", the least of what fits");
   for (const auto& [algorithm, answer] : answers) {
     if (algorithm == pass.loop.algorithm) continue;
     pass.rejected.push_back(
@@ -240,12 +244,14 @@ Pass choose(const Question& q) {
 
 }  // namespace
 
-Plan plan(const LstmProblem& problem, const DeviceLimits& device, bool allow_tf32) {
+Plan plan(const LstmProblem& problem, const DeviceLimits& device, bool allow_tf32,
+          const char* only) {
   Plan result;
+  const std::string asked = only ? only : "";
   // TF32 came with compute capability 8.0.
   result.arithmetic = arithmetic_of(problem.dtype, allow_tf32 && device.compute_capability >= 80);
-  result.forward = choose({problem, device, result.arithmetic, 1});
-  if (problem.save) result.backward = choose({problem, device, result.arithmetic, kGates});
+  result.forward = choose({problem, device, result.arithmetic, asked, 1});
+  if (problem.save) result.backward = choose({problem, device, result.arithmetic, asked, kGates});
   result.floor_us = floor_step_us(problem, result.arithmetic, device);
   return result;
 }

@@ -59,7 +59,9 @@ struct Plan {
   double floor_us = 0;  // per step: what no forward pass can go below, see plan.cpp
 };
 
-Plan plan(const LstmProblem& problem, const DeviceLimits& device, bool allow_tf32);
+// `only` names the one algorithm to consider besides `steps`; nullptr or "" for all.
+Plan plan(const LstmProblem& problem, const DeviceLimits& device, bool allow_tf32,
+          const char* only = nullptr);
 
 // The plan as names and values for Python.
 using Fact = std::variant<int64_t, double, std::string, std::vector<std::string>>;

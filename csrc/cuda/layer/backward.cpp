@@ -8,7 +8,6 @@
 
 #include "cuda/layer/layer.h"
 #include "cuda/layer/loop.h"
-#include "cuda/layer/runtime.h"
 
 namespace fused_lstm::cuda {
 
@@ -74,8 +73,8 @@ BackwardTensors run_backward_loop(const Layer& layer, const OptionalTensor& grad
       tensors.dproj.copy_(tensors.grad_y.view({p.rows, p.directions, size}).transpose(0, 1));
     }
   }
-  const Plan chosen = plan(p, limits_of(layer.x.device()), layer.arithmetic == Arithmetic::tf32);
-  if (!backward_loop(layer, tensors, chosen.backward.loop)) backward_steps(layer, tensors);
+  const Loop loop = plan_layer(layer).backward.loop;
+  if (!backward_loop(layer, tensors, loop)) backward_steps(layer, tensors);
   return tensors;
 }
 
@@ -191,7 +190,8 @@ std::vector<at::Tensor> lstm_layer_backward(
   if (needs[0]) result[0] = input_gradient(layer, tensors.dgates).view(x.sizes());
   if (needs[1]) result[1] = tensors.dh0;
   if (needs[2]) result[2] = tensors.dc0;
-  const at::Tensor y_rows = y.reshape({layer.problem.rows, -1}).contiguous();
+  const int64_t y_size = layer.problem.directions * layer.output_size();
+  const at::Tensor y_rows = y.reshape({layer.problem.rows, y_size}).contiguous();
   for (int d = 0; d < layer.problem.directions; ++d) {
     weight_gradients(layer, tensors, y_rows, d, needs, result);
   }

@@ -4,7 +4,6 @@
 
 #include "cuda/layer/layer.h"
 #include "cuda/layer/loop.h"
-#include "cuda/layer/runtime.h"
 
 namespace fused_lstm::cuda {
 
@@ -88,8 +87,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> lstm_laye
     tensors.c = at::empty({p.directions, p.rows, p.hidden_size}, options.dtype(layer.acc_type));
   }
   project_input(layer, tensors);
-  const Plan chosen = plan(p, limits_of(x.device()), layer.arithmetic == Arithmetic::tf32);
-  if (!forward_loop(layer, tensors, chosen.forward.loop)) forward_steps(layer, tensors);
+  const Loop loop = plan_layer(layer).forward.loop;
+  if (!forward_loop(layer, tensors, loop)) forward_steps(layer, tensors);
 
   if (!save) {
     tensors.gates = at::empty({0}, options);

@@ -4,6 +4,11 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <tuple>
+
 #include "cuda/layer/runtime.h"
 
 namespace fused_lstm::cuda {
@@ -63,6 +68,22 @@ Layer read_layer(LayerCall call, const at::Tensor& x, const OptionalTensor& h0,
   layer.arithmetic =
       arithmetic_of(layer.problem.dtype, at::globalContext().allowTF32CuDNN(at::Float32Op::RNN));
   return layer;
+}
+
+const Plan& plan_layer(const Layer& layer) {
+  // Not what a plan depends on: input_size, bias.
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int, Arithmetic, bool, int,
+                         std::string>;
+  static thread_local std::map<Key, Plan> plans;
+  const LstmProblem& p = layer.problem;
+  const char* only = std::getenv("FUSED_LSTM_CUDA_ALGORITHM");
+  const Key key(p.steps, p.batch, p.rows, p.hidden_size, p.proj_size, p.directions,
+                layer.arithmetic, p.save, layer.x.device().index(), only ? only : "");
+  const auto found = plans.find(key);
+  if (found != plans.end()) return found->second;
+  if (plans.size() >= 256) plans.clear();
+  const bool tf32 = layer.arithmetic == Arithmetic::tf32;
+  return plans.emplace(key, plan(p, limits_of(layer.x.device()), tf32, only)).first->second;
 }
 
 char* address(const at::Tensor& tensor, int64_t elements) {

@@ -49,6 +49,10 @@ struct Layer {
 Layer read_layer(LayerCall call, const at::Tensor& x, const OptionalTensor& h0,
                  const OptionalTensor& c0, at::TensorList weights, const c10::List<bool>& reverse);
 
+// The plan for this layer here; FUSED_LSTM_CUDA_ALGORITHM=block|cluster|grid|steps asks for one, to
+// measure or to test it. Kept per thread; good until the next call.
+const Plan& plan_layer(const Layer& layer);
+
 // ---- pointers ----
 
 // Element [index, 0, ...] of a contiguous tensor, or of one whose rows are `stride` elements apart.
