@@ -1,0 +1,71 @@
+// The CUDA layer's own source (csrc/cuda/layer) as ops on CPU tensors: kernels from the emulator,
+// matrix products from ATen, a device that exists only as limits.
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+#include <torch/library.h>
+
+#include "cuda/layer/layer.h"
+#include "cuda/layer/runtime.h"
+
+namespace fused_lstm::cuda {
+
+const DeviceLimits& limits_of(c10::Device) { return known_device("cuda:sm_90"); }
+Stream current_stream(c10::Device) { return nullptr; }
+
+namespace {
+
+at::ScalarType type_of(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::fp64:
+      return at::kDouble;
+    case Arithmetic::bf16:
+      return at::kBFloat16;
+    case Arithmetic::fp16:
+      return at::kHalf;
+    default:
+      return at::kFloat;
+  }
+}
+
+at::Tensor view(const Matrix& m, at::ScalarType type) {
+  return at::from_blob(m.data, {m.rows, m.cols}, {m.stride, 1}, type);
+}
+
+at::Tensor view(const Operand& operand, at::ScalarType type) {
+  const at::Tensor stored = view(operand.matrix, type);
+  return operand.transposed ? stored.t() : stored;
+}
+
+}  // namespace
+
+void gemm(Arithmetic arithmetic, const Matrix& out, const Operand& a, const Operand& b,
+          bool accumulate, Stream) {
+  const at::ScalarType type = type_of(arithmetic);
+  const at::ScalarType sum_type = type == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor result = at::mm(view(a, type).to(sum_type), view(b, type).to(sum_type));
+  at::Tensor to = view(out, type);
+  if (accumulate) result.add_(to.to(sum_type));
+  to.copy_(result);
+}
+
+void linear(Arithmetic, const at::Tensor& out, const at::Tensor& x, const at::Tensor& w,
+            const at::Tensor& bias, Stream) {
+  const at::ScalarType sum_type = state_type(x.scalar_type());
+  at::Tensor result = at::mm(x.to(sum_type), w.t().to(sum_type));
+  if (bias.defined()) result.add_(bias.to(sum_type));
+  out.copy_(result);
+}
+
+}  // namespace fused_lstm::cuda
+
+TORCH_LIBRARY(fused_lstm_emulated, m) {
+  m.def(
+      "lstm_layer(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
+      "bool[] reverse, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor c)",
+      TORCH_FN(fused_lstm::cuda::lstm_layer));
+  m.def(
+      "lstm_layer_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, "
+      "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, Tensor y, "
+      "Tensor gates, Tensor c, bool[] needs) -> Tensor[]",
+      TORCH_FN(fused_lstm::cuda::lstm_layer_backward));
+}

@@ -1,0 +1,210 @@
+"""The CUDA kernels on a GPU. Every other test that takes `device` runs there as well."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+from cuda_calls import ALGORITHMS, PACKED, REVERSE, Call
+
+import fused_lstm
+from fused_lstm import _ops
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(
+        _ops.extension is None or not _ops.extension.build_info()["cuda"],
+        reason="the extension is built without CUDA",
+    ),
+]
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+DTYPE_IDS = ["fp32", "fp64", "bf16", "fp16"]
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request, monkeypatch) -> str:
+    monkeypatch.setenv("FUSED_LSTM_CUDA_ALGORITHM", request.param)
+    return request.param
+
+
+@pytest.fixture
+def ops():
+    return torch.ops.fused_lstm
+
+
+def check(call: Call, ops) -> None:
+    names = [*Call.NAMES, *(f"gradient of weight {i}" for i in range(len(call.weights)))]
+    three = zip(names, call.fused(ops), call.theirs(), call.exact(), strict=True)
+    for i, (name, ours, theirs, exact) in enumerate(three):
+        oracle.assert_as_accurate(ours, theirs, exact, factor=2 if i < 3 else 3, what=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("hidden", [1, 17, 64, 160, 256, 500, 1024])
+def test_as_accurate_as_cudnn(ops, algorithm, dtype, hidden):
+    check(Call(steps=30, batch=19, inputs=33, hidden=hidden, dtype=dtype, device="cuda"), ops)
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_tf32_only_where_pytorch_allows_it(ops, algorithm, allow_tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allow_tf32)
+    call = Call(steps=30, batch=16, inputs=64, hidden=128, dtype=torch.float32, device="cuda")
+    error = (call.fused(ops)[0].double() - call.exact()[0]).abs().max().item()
+    assert (error > 2e-6) == allow_tf32
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("reverse", [(False,), (False, True)], ids=str)
+@pytest.mark.parametrize("proj", [0, 9])
+def test_packed(ops, algorithm, dtype, reverse, proj):
+    check(
+        Call(sizes=PACKED, reverse=reverse, hidden=40, proj=proj, dtype=dtype, device="cuda"), ops
+    )
+
+
+@pytest.mark.parametrize("sizes", [None, PACKED], ids=["dense", "packed"])
+@pytest.mark.parametrize("reverse", REVERSE, ids=str)
+def test_twice_the_same_bits(ops, algorithm, sizes, reverse):
+    call = Call(
+        steps=50, batch=70, inputs=64, hidden=256, sizes=sizes, reverse=reverse,
+        dtype=torch.bfloat16, device="cuda",
+    )  # fmt: skip
+    first = call.fused(ops)
+    for _ in range(5):
+        for one, again in zip(first, call.fused(ops), strict=True):
+            assert torch.equal(one, again)
+
+
+def test_nothing_waits_for_the_device(ops, algorithm):
+    call = Call(sizes=PACKED, dtype=torch.bfloat16, device="cuda")
+    arguments = (call.x, call.batch_sizes, call.h0, call.c0, call.weights, call.reverse)
+    call.fused(ops)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # about a second
+    busy = torch.cuda.Event()
+    busy.record()
+    y, _, _, gates, c = ops.lstm_layer(*arguments, True)
+    needs = [True] * (3 + len(call.weights))
+    ops.lstm_layer_backward(*call.grads, *arguments, y, gates, c, needs)
+    assert not busy.query(), "the ops returned only after the device was done"
+
+
+def test_the_callers_stream(ops, algorithm):
+    call = Call(steps=50, batch=16, hidden=64, dtype=torch.bfloat16, device="cuda")
+    expected = call.fused(ops)
+    x, stream = call.x.clone(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        call.x = torch.zeros_like(x)
+        torch.cuda._sleep(200_000_000)
+        call.x.copy_(x)  # a kernel on any other stream would read the zeros
+        result = call.fused(ops)
+    stream.synchronize()
+    for one, other in zip(expected, result, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_streams_at_once(ops, algorithm):
+    """Two cooperative grids that want the whole device must not wait for each other for ever."""
+    calls = [
+        Call(steps=200, batch=64, inputs=32, hidden=1024, dtype=torch.bfloat16, device="cuda")
+        for _ in range(2)
+    ]
+    expected = [call.fused(ops) for call in calls]
+    streams = [torch.cuda.Stream() for _ in calls]
+    torch.cuda.synchronize()
+    for _ in range(5):
+        results = []
+        for call, stream in zip(calls, streams, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(call.fused(ops))
+        torch.cuda.synchronize()
+        for wanted, got in zip(expected, results, strict=True):
+            for one, other in zip(wanted, got, strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("sizes", [None, PACKED], ids=["dense", "packed"])
+def test_cuda_graph(ops, algorithm, sizes):
+    """Forward and backward in one graph, replayed on new input."""
+    options = dict(steps=20, hidden=64, sizes=sizes, dtype=torch.bfloat16, device="cuda")
+    call, other = Call(**options), Call(**options)
+    arguments = (call.x, call.batch_sizes, call.h0, call.c0, call.weights, call.reverse)
+    needs = [True] * (3 + len(call.weights))
+
+    def both():
+        y, h_n, c_n, gates, c = ops.lstm_layer(*arguments, True)
+        return [y, h_n, c_n, *ops.lstm_layer_backward(*call.grads, *arguments, y, gates, c, needs)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        both()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both()
+    call.x.copy_(other.x)
+    graph.replay()
+    for one, wanted in zip(captured, both(), strict=True):
+        assert torch.equal(one, wanted)
+
+
+def test_graphed_module():
+    module = fused_lstm.LSTM(32, 64, num_layers=2, device="cuda")
+    x = torch.randn(40, 8, 32, device="cuda", requires_grad=True)
+    expected = module(x)[0]
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    graphed = torch.cuda.make_graphed_callables(module, (x.detach().clone().requires_grad_(),))
+    y = graphed(x)[0]
+    assert torch.equal(y, expected)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], gradient)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_a_device_that_is_not_current(ops, algorithm):
+    call = Call(steps=30, hidden=64, dtype=torch.bfloat16, device="cuda:1")
+    other = Call(steps=30, hidden=64, dtype=torch.bfloat16, device="cuda:0")
+    assert call.fused(ops)[0].device.index == 1
+    assert other.fused(ops)[0].device.index == 0
+    check(call, ops)
+
+
+SANITIZED = """
+import torch
+from cuda_calls import PACKED, Call
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for options in (dict(hidden=9), dict(hidden=33, batch=19), dict(sizes=PACKED, hidden=17)):
+        options.update(reverse=(False, True), inputs=3, steps=20, dtype=dtype, device="cuda")
+        call = Call(**options)
+        call.fused(torch.ops.fused_lstm)
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer(algorithm, tool):
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "7", sys.executable, "-c",
+         "import fused_lstm\n" + SANITIZED],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{tests}:{tests.parent}",
+            # Memory that PyTorch keeps for later would hide a read past a tensor's end.
+            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
