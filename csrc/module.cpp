@@ -11,6 +11,12 @@
 #include "cuda/plan.h"
 #include "plan.h"
 
+#ifdef FUSED_LSTM_WITH_CUDA
+#include <ATen/Context.h>
+
+#include "cuda/layer/runtime.h"
+#endif
+
 #ifndef FUSED_LSTM_CUDA_VERSION
 #define FUSED_LSTM_CUDA_VERSION ""
 #endif
@@ -92,8 +98,18 @@ py::dict cpu_facts(const LstmProblem& problem, const Steps& steps, const std::st
   return facts;
 }
 
-py::dict cuda_facts(const LstmProblem& problem, const std::string& device, bool allow_tf32) {
-  const cuda::Plan plan = cuda::plan(problem, cuda::known_device(device), allow_tf32);
+// "cuda" is the current device, under PyTorch's own setting for TF32.
+cuda::Plan cuda_plan(const LstmProblem& problem, const std::string& device, bool allow_tf32) {
+#ifdef FUSED_LSTM_WITH_CUDA
+  if (device == "cuda") {
+    return cuda::plan(problem, cuda::current_device_limits(),
+                      at::globalContext().allowTF32CuDNN(at::Float32Op::RNN));
+  }
+#endif
+  return cuda::plan(problem, cuda::known_device(device), allow_tf32);
+}
+
+py::dict cuda_facts(const LstmProblem& problem, const cuda::Plan& plan) {
   py::dict facts;
   for (const auto& [name, value] : cuda::facts(problem, plan)) facts[name.c_str()] = value;
   return facts;
@@ -117,7 +133,7 @@ py::dict plan(int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_s
   problem.save = training;
   problem.packed = walked.packed();
   if (device == "cpu") return cpu_facts(problem, walked, dtype, threads);
-  return cuda_facts(problem, device, allow_tf32);
+  return cuda_facts(problem, cuda_plan(problem, device, allow_tf32));
 }
 
 // Peak float32 GFLOP/s of `threads` cores, measured: each runs independent multiply-adds.
