@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +41,12 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data) or data.dtype
     training = torch.is_grad_enabled() and any_requires_grad(data, *module.parameters())
     steps, batch, batch_sizes = _extent(module, input)
-    mode = "gradients recorded" if training else "inference"
+    where = str(data.device)
+    if data.device.type == "cpu":
+        where += f", {torch.get_num_threads()} threads"
     lines = [
         f"{module}: {steps} steps, batch {batch}{' (packed)' if batch_sizes else ''}, "
-        f"{_name(dtype)} on {data.device}, {torch.get_num_threads()} threads, {mode}"
+        f"{_name(dtype)} on {where}, {'gradients recorded' if training else 'inference'}"
     ]
     reason = _ops.unavailable(data.device.type, dtype)
     if reason is not None:
@@ -52,19 +55,20 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
     hidden_size, proj_size = module.hidden_size, getattr(module, "proj_size", 0)
     directions = 2 if getattr(module, "bidirectional", False) else 1
     for layer in range(getattr(module, "num_layers", 1)):
-        plan = _ops.extension.plan(
-            steps=steps,
-            batch=batch,
-            input_size=directions * (proj_size or hidden_size) if layer else module.input_size,
-            hidden_size=hidden_size,
-            proj_size=proj_size,
-            directions=directions,
-            dtype=_name(dtype),
-            device=data.device.type,
-            threads=torch.get_num_threads(),
-            training=training,
-            batch_sizes=batch_sizes,
-        )
+        with torch.cuda.device_of(data):  # "cuda" means the current one
+            plan = _ops.extension.plan(
+                steps=steps,
+                batch=batch,
+                input_size=directions * (proj_size or hidden_size) if layer else module.input_size,
+                hidden_size=hidden_size,
+                proj_size=proj_size,
+                directions=directions,
+                dtype=_name(dtype),
+                device=data.device.type,
+                threads=torch.get_num_threads(),
+                training=training,
+                batch_sizes=batch_sizes,
+            )
         lines += _plan_lines(layer, plan)
     return "\n".join(lines)
 
@@ -82,10 +86,16 @@ def _extent(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> tuple[in
     return input.shape[1 - batch_dim], input.shape[batch_dim], []
 
 
-def _plan_lines(layer: int, plan: Mapping[str, object]) -> list[str]:
-    details = ", ".join(f"{k}={v}" for k, v in plan.items() if k not in ("algorithm", "why"))
+def _plan_lines(layer: int, plan: Mapping[str, Any]) -> list[str]:
     lines = [f"  layer {layer}: {plan['algorithm']}: {plan['why']}"]
-    return [*lines, f"    {details}"] if details else lines
+    facts = {k: v for k, v in plan.items() if k not in ("algorithm", "why")}
+    details = ", ".join(f"{k}={v}" for k, v in facts.items() if not isinstance(v, list))
+    if details:
+        lines.append(f"    {details}")
+    for name, reasons in facts.items():
+        if isinstance(reasons, list):
+            lines += [f"    {name} {reason}" for reason in reasons]
+    return lines
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -58,6 +58,26 @@ def test_it_plans_what_would_run(extension, monkeypatch):
     assert all(a["proj_size"] == 3 and a["training"] for a in asked)
 
 
+def test_rejected_plans_have_a_line_each(extension, monkeypatch):
+    class Planner:
+        def plan(self, **arguments):
+            return {
+                "algorithm": "grid",
+                "why": "it fits",
+                "blocks": 64,
+                "rejected": ["a: 1", "b: 2"],
+            }
+
+    monkeypatch.setattr(_ops, "extension", Planner())
+    text = fused_lstm.explain(fused_lstm.LSTM(8, 16), torch.randn(5, 2, 8))
+    assert text.splitlines()[1:] == [
+        "  layer 0: grid: it fits",
+        "    blocks=64",
+        "    rejected a: 1",
+        "    rejected b: 2",
+    ]
+
+
 def test_the_fallback_is_explained(fallback):
     text = fused_lstm.explain(fused_lstm.LSTM(8, 16), torch.randn(5, 2, 8))
     assert text.splitlines()[1] == "  every layer: plain PyTorch: the test says so"
