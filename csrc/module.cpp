@@ -86,14 +86,14 @@ py::dict cpu_facts(const LstmProblem& problem, const Steps& steps, const std::st
   const CpuPlan plan = plan_forward(problem, steps, machine);
   py::dict facts;
   facts["algorithm"] = plan.algorithm == CpuAlgorithm::dot ? "dot" : "panels";
-  facts["why"] = plan.why;
+  facts["why"] = explain_forward(plan, steps);
   facts["threads"] = plan.threads();
   facts["isa"] = cpu::isa_name(cpu::current_isa());
   facts["computed_in"] = computed;
   if (problem.save) {
     const CpuPlan back = plan_backward(problem, steps, machine);
     facts["backward_threads"] = back.threads();
-    facts["backward_why"] = back.why;
+    facts["backward_why"] = explain_backward(back);
   }
   return facts;
 }

@@ -13,6 +13,8 @@ constexpr double kL2BytesPerCycle = 40;  // weights that stay in a core's own ca
 constexpr double kL3BytesPerCycle = 24;  // weights that stream from the shared one
 constexpr double kGateCycles = 130;      // activations of `lanes` units of one row
 constexpr double kPackCycles = 6;        // packing one vector of weights
+constexpr double kDotOverhead = 1.25;    // of sums across lanes, against the products themselves
+constexpr int64_t kDotRows = 4;          // that share one pass over weights as they lie
 constexpr double kCallCycles = 60;       // one kernel call
 constexpr double kBarrierCycles = 3000;  // one barrier of a team
 constexpr double kForkCycles = 20000;    // starting and joining a team
@@ -33,9 +35,15 @@ double product_cycles(const CpuMachine& m, int64_t rows, int64_t panels, int64_t
   const int64_t tiles = ceil_div(rows, m.tile_rows);
   const double first = bytes / (fits ? kL2BytesPerCycle : kL3BytesPerCycle);
   const double rest = bytes / kL2BytesPerCycle;
-  const double tile_fma = 4.0 * k * rows / tiles / kFmaPerCycle;
+  const double tile_fma = 4.0 * k * rows / tiles / m.fma_per_cycle;
   return panels *
          (std::max(first, tile_fma) + (tiles - 1) * std::max(rest, tile_fma) + kCallCycles);
+}
+
+// One vector of weights against one of `batch` rows, of which `tile` share a load.
+double vector_cycles(const CpuMachine& m, int64_t batch, int64_t tile) {
+  const double load = m.vector_bytes / kL2BytesPerCycle;
+  return std::max(load / std::clamp<int64_t>(batch, 1, tile), 1 / m.fma_per_cycle);
 }
 
 struct Shape {
@@ -111,16 +119,20 @@ CpuPlan plan_forward(const LstmProblem& p, const Steps& steps, const CpuMachine&
   const double weights = 4.0 * p.hidden_size * k / (m.lanes * m.pair);  // vectors
   const double rows = double(steps.rows());
 
-  // A row against weights as they lie loads every vector of them; packed, only a tile does.
-  const double dot = rows * weights * m.vector_bytes / kL2BytesPerCycle;
-  const double packed = weights * kPackCycles + rows * weights / kFmaPerCycle;
+  // Packed, the input's rows of all steps share a tile; the recurrent ones, and both where weights
+  // are read as they lie, only those of one step.
+  const double input_share = double(p.input_size) / k;
+  const double dot = kDotOverhead * rows * weights * vector_cycles(m, p.batch, kDotRows);
+  const double packed =
+      weights * (kPackCycles + rows * (input_share / m.fma_per_cycle +
+                                       (1 - input_share) * vector_cycles(m, p.batch, m.tile_rows)));
   const bool few = p.proj_size == 0 && dot < packed;
   plan.algorithm = few ? CpuAlgorithm::dot : CpuAlgorithm::panels;
 
   const double other =
       few ? 0
           : p.directions * (weights * kPackCycles +
-                            rows * panels * 4.0 * p.input_size / m.pair / kFmaPerCycle);
+                            rows * panels * 4.0 * p.input_size / m.pair / m.fma_per_cycle);
   const Shape shape{panels, (few ? k : p.output_size()) / m.pair, panels};
   choose_team(m, steps, p, shape, other, &plan);
 
@@ -130,16 +142,6 @@ CpuPlan plan_forward(const LstmProblem& p, const Steps& steps, const CpuMachine&
   const int64_t step_bytes = std::max<int64_t>(1, member_rows * member_panels * 4 * m.vector_bytes);
   plan.chunk_steps =
       std::clamp<int64_t>(m.l2_bytes / 2 / step_bytes, 1, std::max<int64_t>(1, steps.steps()));
-  plan.why = describe_team(plan);
-  if (few) {
-    plan.why = "weights read as they lie, for packing them would cost more than " +
-               std::to_string(steps.rows()) + " rows save; " + plan.why;
-  } else if (plan.fold_input) {
-    plan.why = "input projection inside the step; " + plan.why;
-  } else {
-    plan.why = "input projection batched over " + std::to_string(plan.chunk_steps) +
-               " steps, as many as half the L2 cache holds; " + plan.why;
-  }
   return plan;
 }
 
@@ -149,12 +151,26 @@ CpuPlan plan_backward(const LstmProblem& p, const Steps& steps, const CpuMachine
   const double products = 2.0 * steps.rows() * 4 * p.hidden_size * k / (m.lanes * m.pair);
   const Shape shape{ceil_div(p.output_size(), 4 * m.lanes), 4 * p.hidden_size / m.pair,
                     ceil_div(p.hidden_size, m.lanes)};
-  choose_team(m, steps, p, shape, p.directions * products / kFmaPerCycle, &plan);
+  choose_team(m, steps, p, shape, p.directions * products / m.fma_per_cycle, &plan);
   plan.chunk_steps = std::clamp<int64_t>(kGradientRows / std::max<int64_t>(1, p.batch), 1,
                                          std::max<int64_t>(1, steps.steps()));
-  plan.why = "weight gradients batched over " + std::to_string(plan.chunk_steps) + " steps; " +
-             describe_team(plan);
   return plan;
+}
+
+std::string explain_forward(const CpuPlan& plan, const Steps& steps) {
+  const std::string team = describe_team(plan);
+  if (plan.algorithm == CpuAlgorithm::dot) {
+    return "weights read as they lie, for packing them would cost more than " +
+           std::to_string(steps.rows()) + " rows save; " + team;
+  }
+  if (plan.fold_input) return "input projection inside the step; " + team;
+  return "input projection batched over " + std::to_string(plan.chunk_steps) +
+         " steps, as many as half the L2 cache holds; " + team;
+}
+
+std::string explain_backward(const CpuPlan& plan) {
+  return "weight gradients batched over " + std::to_string(plan.chunk_steps) + " steps; " +
+         describe_team(plan);
 }
 
 }  // namespace fused_lstm

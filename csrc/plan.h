@@ -12,10 +12,11 @@ namespace fused_lstm {
 // What the plan needs to know of the machine.
 struct CpuMachine {
   int threads = 1;
-  int lanes = 16;         // accumulators in a register
-  int pair = 1;           // terms that one multiply-add of the kernels adds: 2 for bfloat16
-  int vector_bytes = 64;  // of a register
-  int tile_rows = 6;      // rows of a register tile
+  int lanes = 16;            // accumulators in a register
+  int pair = 1;              // terms that one multiply-add of the kernels adds: 2 for bfloat16
+  int vector_bytes = 64;     // of a register
+  int tile_rows = 6;         // rows of a register tile
+  double fma_per_cycle = 1;  // vector multiply-adds
   int64_t l2_bytes = 1 << 20;
 };
 
@@ -32,12 +33,15 @@ struct CpuPlan {
   int direction_groups = 1, row_groups = 1, unit_groups = 1;
   bool fold_input = false;  // W_ih x_t inside the step, instead of batched over a chunk of steps
   int64_t chunk_steps = 1;  // steps whose input projection, or whose gradients, are batched
-  std::string why;
 
   int threads() const { return direction_groups * row_groups * unit_groups; }
 };
 
 CpuPlan plan_forward(const LstmProblem& problem, const Steps& steps, const CpuMachine& machine);
 CpuPlan plan_backward(const LstmProblem& problem, const Steps& steps, const CpuMachine& machine);
+
+// Why the plan is what it is, for people.
+std::string explain_forward(const CpuPlan& plan, const Steps& steps);
+std::string explain_backward(const CpuPlan& plan);
 
 }  // namespace fused_lstm

@@ -23,95 +23,106 @@ FUSED_LSTM_INLINE void finish_row(const GateStep<T>& s, int64_t row, const Vec<T
 
 template <class T, int M>
 __attribute__((noinline)) void gate_tile(const GateStep<T>& s, int64_t row) {
-  Vec<T> acc[M][4];
-  start<T, M>(acc, s.init + row * s.init_stride, s.init_stride);
+  Vec<T> pre[M][4];
+  start<T, M, 4>(pre, s.init + row * s.init_stride, s.init_stride);
   if (s.x_size > 0) {
-    multiply<T, M>(acc, s.x_size, s.x + row * s.x_stride, s.x_stride, s.w_x);
+    accumulate<T, M, 4>(pre, s.x_size, s.x + row * s.x_stride, s.x_stride, s.w_x);
   }
   if (s.h_size > 0) {
-    multiply<T, M>(acc, s.h_size, s.h_prev + row * s.h_stride, s.h_stride, s.w_h);
-  }
-  // A copy, so that the loop over rows below may index it and acc still stays in registers.
-  Vec<T> pre[M][4];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) pre[m][v] = acc[m][v];
+    accumulate<T, M, 4>(pre, s.h_size, s.h_prev + row * s.h_stride, s.h_stride, s.w_h);
   }
   for (int m = 0; m < M; ++m) finish_row<T>(s, row + m, pre[m]);
 }
 
 template <class T>
 void gate_step(const GateStep<T>& s) {
-  for_row_tiles(s.rows, [&](int64_t row, auto count) __attribute__((always_inline)) {
-    gate_tile<T, decltype(count)::value>(s, row);
-  });
+  for_row_tiles<FUSED_LSTM_TILE_ROWS>(
+      s.rows, [&](int64_t row, auto count)
+                  __attribute__((always_inline)) { gate_tile<T, decltype(count)::value>(s, row); });
 }
 
-// sums[r] += w[r, k] . x[k] lane by lane, for `kRows` rows of which `live` exist.
-template <class T, int kRows>
-FUSED_LSTM_INLINE void dot_rows(Vec<T>* sums, const T* w, int64_t w_stride, int live, const T* x,
+// sums[m][r] += w[r, k] * x[m, k] lane by lane, for kRows weight rows, of which `live` exist, and M
+// input rows: each vector of weights serves M products.
+template <class T, int kRows, int M>
+FUSED_LSTM_INLINE void dot_rows(Vec<T> (&sums)[M][kLanes<Acc<T>>], int first, const T* w,
+                                int64_t w_stride, int live, const T* x, int64_t x_stride,
                                 int64_t k) {
   constexpr int step = kLanes<Acc<T>> * kPair<T>;
   const T* row[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) row[r] = w + (r < live ? r : live - 1) * w_stride;
-  Vec<T> acc[kRows] = {};
-  int64_t i = 0;
-  for (; i + step <= k; i += step) {
-    const Vec<T> s = load_raw(x + i);
+  Vec<T> acc[M][kRows];
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc[r] = multiply_add_of(x, acc[r], s, load_raw(row[r] + i));
+    for (int r = 0; r < kRows; ++r) acc[m][r] = Vec<T>{};
   }
-  if (i < k) {
-    T s[step] = {}, t[step] = {};
-    for (int64_t j = i; j < k; ++j) s[j - i] = x[j];
+  for (int64_t i = 0; i < k; i += step) {
+    const int n = k - i < step ? int(k - i) : step;
+    Vec<T> s[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) s[m] = load_entries(x + m * x_stride + i, n);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      for (int64_t j = i; j < k; ++j) t[j - i] = row[r][j];
-      acc[r] = multiply_add_of(x, acc[r], load_raw(s), load_raw(t));
+      const Vec<T> weights = load_entries(row[r] + i, n);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) acc[m][r] = multiply_add_of(x, acc[m][r], s[m], weights);
     }
   }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) sums[r] += acc[r];
+    for (int r = 0; r < kRows; ++r) sums[m][first + r] += acc[m][r];
+  }
 }
 
-// The products of one gate's rows with x, added up lane by lane and then, by a transposition, into
-// one vector of units.
-template <class T>
-FUSED_LSTM_INLINE void dot_block(Vec<T> (&sums)[kLanes<Acc<T>>], const T* w, int64_t w_stride,
-                                 int units, const T* x, int64_t k) {
-  constexpr int lanes = kLanes<Acc<T>>, block = lanes < 8 ? lanes : 8;
-  for (int r = 0; r < lanes && r < units; r += block) {
-    dot_rows<T, block>(sums + r, w + r * w_stride, w_stride, units - r, x, k);
+// The products of one gate's rows with M input rows. 4 x 4 accumulators and 8 operands, or 8 and 9
+// for a single row, whose 4 alone would not hide the latency of a multiply-add.
+template <class T, int M>
+FUSED_LSTM_INLINE void dot_block(Vec<T> (&sums)[M][kLanes<Acc<T>>], const T* w, int64_t w_stride,
+                                 int units, const T* x, int64_t x_stride, int64_t k) {
+  constexpr int lanes = kLanes<Acc<T>>, wanted = M == 1 ? 8 : 4;
+  constexpr int block = lanes < wanted ? lanes : wanted;
+  for (int r = 0; r < units; r += block) {
+    dot_rows<T, block, M>(sums, r, w + r * w_stride, w_stride, units - r, x, x_stride, k);
   }
+}
+
+template <class T, int M>
+__attribute__((noinline)) void gate_dot_tile(const GateDot<T>& d, int64_t row) {
+  const GateStep<T>& s = d.step;
+  constexpr int lanes = kLanes<Acc<T>>;
+  Vec<T> pre[M][4];
+  for (int gate = 0; gate < 4; ++gate) {
+    Vec<T> sums[M][lanes] = {};
+    dot_block<T, M>(sums, s.w_x + gate * s.hidden * d.w_x_stride, d.w_x_stride, s.units,
+                    s.x + row * s.x_stride, s.x_stride, s.x_size);
+    if (s.h_size > 0) {
+      dot_block<T, M>(sums, s.w_h + gate * s.hidden * d.w_h_stride, d.w_h_stride, s.units,
+                      s.h_prev + row * s.h_stride, s.h_stride, s.h_size);
+    }
+    Vec<T> bias{};
+    if (d.b_ih != nullptr) {
+      bias = load(d.b_ih + gate * s.hidden, s.units) + load(d.b_hh + gate * s.hidden, s.units);
+    }
+    for (int m = 0; m < M; ++m) {
+      transpose<Acc<T>>(sums[m]);
+#pragma GCC unroll 4
+      for (int width = lanes / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+        for (int l = 0; l < width; ++l) sums[m][l] += sums[m][l + width];
+      }
+      pre[m][gate] = bias + sums[m][0];
+    }
+  }
+  for (int m = 0; m < M; ++m) finish_row<T>(s, row + m, pre[m]);
 }
 
 template <class T>
 void gate_dot(const GateDot<T>& d) {
-  const GateStep<T>& s = d.step;
-  constexpr int lanes = kLanes<Acc<T>>;
-  for (int64_t row = 0; row < s.rows; ++row) {
-    Vec<T> pre[4];
-    for (int gate = 0; gate < 4; ++gate) {
-      Vec<T> sums[lanes] = {};
-      dot_block<T>(sums, s.w_x + gate * s.hidden * d.w_x_stride, d.w_x_stride, s.units,
-                   s.x + row * s.x_stride, s.x_size);
-      if (s.h_size > 0) {
-        dot_block<T>(sums, s.w_h + gate * s.hidden * d.w_h_stride, d.w_h_stride, s.units,
-                     s.h_prev + row * s.h_stride, s.h_size);
-      }
-      transpose<Acc<T>>(sums);
-      pre[gate] = sums[0];
-#pragma GCC unroll 16
-      for (int l = 1; l < lanes; ++l) pre[gate] += sums[l];
-      if (d.b_ih != nullptr) {
-        pre[gate] +=
-            load(d.b_ih + gate * s.hidden, s.units) + load(d.b_hh + gate * s.hidden, s.units);
-      }
-    }
-    finish_row<T>(s, row, pre);
-  }
+  for_row_tiles<4>(d.step.rows, [&](int64_t row, auto count) __attribute__((always_inline)) {
+    gate_dot_tile<T, decltype(count)::value>(d, row);
+  });
 }
 
 template <class T>

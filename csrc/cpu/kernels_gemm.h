@@ -42,45 +42,84 @@ FUSED_LSTM_INLINE Vec<T> load_raw(const T* p) {
   return v;
 }
 
-// acc[M][4] += a[M, k] * panel
-template <class T, int M>
-FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][4], int64_t k, const T* a, int64_t a_stride,
+// n elements from p as they lie, of which the last may be half a pair; the rest is zero.
+template <class T>
+FUSED_LSTM_INLINE Vec<T> load_entries(const T* p, int64_t n) {
+  constexpr int width = kLanes<Acc<T>> * kPair<T>;
+  if (n >= width) return load_raw(p);
+  if constexpr (kPair<T> == 1) {
+    return load_some(p, int(n));
+  } else {
+    T buffer[width] = {};
+    for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+    return load_raw(buffer);
+  }
+}
+
+// acc[M][N] = a[M, k] * the first N vectors of a panel
+template <class T, int M, int N>
+FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][N], int64_t k, const T* a, int64_t a_stride,
                                 const T* panel) {
   constexpr int pair = kPair<T>, width = kLanes<Acc<T>> * pair;
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) acc[m][v] = Vec<T>{};
+  }
   const int64_t whole = k / pair;
   for (int64_t i = 0; i < whole; ++i, panel += 4 * width) {
-    Vec<T> b[4];
+    Vec<T> b[N];
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) b[v] = load_raw(panel + v * width);
-#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) b[v] = load_raw(panel + v * width);
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
       const Vec<T> s = broadcast_entry(a + m * a_stride + i * pair);
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) acc[m][v] = multiply_add_of(a, acc[m][v], s, b[v]);
+      for (int v = 0; v < N; ++v) acc[m][v] = multiply_add_of(a, acc[m][v], s, b[v]);
     }
   }
   if constexpr (pair == 2) {
     if (k % 2 != 0) {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int m = 0; m < M; ++m) {
         const Vec<T> s = broadcast_last(a + m * a_stride + k - 1);
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v)
+        for (int v = 0; v < N; ++v) {
           acc[m][v] = multiply_add_of(a, acc[m][v], s, load_raw(panel + v * width));
+        }
       }
     }
   }
 }
 
-template <class T, int M>
-FUSED_LSTM_INLINE void start(Vec<T> (&acc)[M][4], const Acc<T>* init, int64_t stride) {
-  constexpr int lanes = kLanes<Acc<T>>;
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
+// Terms added up in registers before they join the sum. A chain of n additions of like terms errs
+// by about n, chains of n / m that are added up afterwards by n / sqrt(m); joining costs 3
+// instructions for every kChain multiply-adds.
+constexpr int64_t kChain = 128;
+
+// sum[M][N] += a[M, k] * panel
+template <class T, int M, int N>
+FUSED_LSTM_INLINE void accumulate(Vec<T> (&sum)[M][N], int64_t k, const T* a, int64_t a_stride,
+                                  const T* panel) {
+  constexpr int64_t chain = kChain * kPair<T>;
+  for (int64_t k0 = 0; k0 < k; k0 += chain) {
+    Vec<T> acc[M][N];
+    multiply<T, M, N>(acc, k - k0 < chain ? k - k0 : chain, a + k0, a_stride,
+                      panel + k0 * 4 * kLanes<Acc<T>>);
+    // Through memory: the registers are full.
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      acc[m][v] = init != nullptr ? load(init + m * stride + v * lanes) : Vec<T>{};
+      for (int v = 0; v < N; ++v) sum[m][v] += acc[m][v];
     }
+  }
+}
+
+template <class T, int M, int N>
+FUSED_LSTM_INLINE void start(Vec<T> (&sum)[M][N], const Acc<T>* init, int64_t stride) {
+  constexpr int lanes = kLanes<Acc<T>>;
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < N; ++v) sum[m][v] = load(init + m * stride + v * lanes);
   }
 }
 
@@ -97,43 +136,54 @@ FUSED_LSTM_INLINE void with_row_count(int rows, const F& f) {
   f(RowCount<M>{});
 }
 
-// Calls f(first row, RowCount) over `rows` rows in tiles of nearly equal height.
-template <class F>
+// Calls f(first row, RowCount) over `rows` rows in tiles of nearly equal height, at most Most.
+template <int Most, class F>
 FUSED_LSTM_INLINE void for_row_tiles(int64_t rows, const F& f) {
-  constexpr int most = FUSED_LSTM_TILE_ROWS;
-  const int64_t tiles = (rows + most - 1) / most;
+  const int64_t tiles = (rows + Most - 1) / Most;
   int64_t row = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int height = int((rows - row) / (tiles - t));
-    with_row_count<most>(height, [&](auto count) __attribute__((always_inline)) { f(row, count); });
+    with_row_count<Most>(height, [&](auto count) __attribute__((always_inline)) { f(row, count); });
     row += height;
   }
 }
 
-template <class T, class Out, int M>
+template <class T, class Out, int M, int N>
 __attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int64_t row) {
   constexpr int lanes = kLanes<Acc<T>>;
-  Vec<T> acc[M][4];
-  start<T, M>(acc, g.init == nullptr ? nullptr : g.init + row * g.init_stride, g.init_stride);
-  multiply<T, M>(acc, g.k, g.a + row * g.a_stride, g.a_stride, g.panel);
-  Out* c = g.c + row * g.c_stride;
-#pragma GCC unroll 8
+  const int last = g.cols - (N - 1) * lanes;  // columns in the last vector
+  const Acc<T>* init = g.init == nullptr ? nullptr : g.init + row * g.init_stride;
+  Vec<T> sum[M][N];
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const int live = g.cols - v * lanes;
-      if (live >= lanes) {
-        store(c + m * g.c_stride + v * lanes, acc[m][v]);
-      } else if (live > 0) {
-        store(c + m * g.c_stride + v * lanes, acc[m][v], live);
-      }
+    for (int v = 0; v < N; ++v) {
+      sum[m][v] = init == nullptr
+                      ? Vec<T>{}
+                      : load(init + m * g.init_stride + v * lanes, v == N - 1 ? last : lanes);
+    }
+  }
+  accumulate<T, M, N>(sum, g.k, g.a + row * g.a_stride, g.a_stride, g.panel);
+  Out* c = g.c + row * g.c_stride;
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < N; ++v) {
+      store(c + m * g.c_stride + v * lanes, sum[m][v], v == N - 1 ? last : lanes);
     }
   }
 }
 
+// N vectors of columns; fewer leave registers for more rows.
+template <class T, class Out, int N>
+void gemm_columns(const PanelGemm<T, Out>& g) {
+  constexpr int most = (N <= 2 ? 2 : 1) * FUSED_LSTM_TILE_ROWS;
+  for_row_tiles<most>(g.rows, [&](int64_t row, auto count) __attribute__((always_inline)) {
+    gemm_tile<T, Out, decltype(count)::value, N>(g, row);
+  });
+}
+
 template <class T, class Out>
 void gemm(const PanelGemm<T, Out>& g) {
-  for_row_tiles(g.rows, [&](int64_t row, auto count) __attribute__((always_inline)) {
-    gemm_tile<T, Out, decltype(count)::value>(g, row);
-  });
+  constexpr int lanes = kLanes<Acc<T>>;
+  if (g.cols <= lanes) return gemm_columns<T, Out, 1>(g);
+  if (g.cols <= 2 * lanes) return gemm_columns<T, Out, 2>(g);
+  if (g.cols <= 3 * lanes) return gemm_columns<T, Out, 3>(g);
+  gemm_columns<T, Out, 4>(g);
 }

@@ -2,16 +2,6 @@
 // bfloat16 that lie one after the other along K. Included after kernels_gate.h inside an
 // instruction set's namespace.
 
-// `n` entries from p, of which the last may be half a pair; the rest of the vector is zero.
-template <class T>
-FUSED_LSTM_INLINE Vec<T> load_entries(const T* p, int64_t n) {
-  constexpr int width = kLanes<Acc<T>> * kPair<T>;
-  if (n >= width) return load_raw(p);
-  T buffer[width] = {};
-  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
-  return load_raw(buffer);
-}
-
 template <class T>
 FUSED_LSTM_INLINE void store_raw(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof(v));

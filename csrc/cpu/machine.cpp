@@ -27,6 +27,8 @@ CpuMachine machine(int threads) {
   m.lanes = kernels<T>().lanes;
   m.pair = kPair<T>;
   m.vector_bytes = int(m.lanes * sizeof(Acc<T>));
+  // AVX-512 runs one or two a cycle, by processor; narrower sets two.
+  m.fma_per_cycle = m.vector_bytes == 64 ? 1 : 2;
   m.tile_rows = kernels<T>().tile_rows;
   m.l2_bytes = l2_bytes();
   return m;

@@ -1,6 +1,6 @@
 // The ops on the CPU: allocation, conversion of types that have no kernels, and dispatch.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -68,12 +68,8 @@ void set_weights(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   }
 }
 
-at::Tensor workspace(size_t bytes) {
-  return at::empty({int64_t(bytes) + 64}, at::TensorOptions(at::kByte));
-}
-
-void* aligned(const at::Tensor& bytes) {
-  const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
+void* aligned(const c10::DataPtr& bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(bytes.get());
   return reinterpret_cast<void*>((address + 63) / 64 * 64);
 }
 
@@ -82,7 +78,7 @@ template <class T, class Plan, class Size, class Run>
 void plan_and_run(const Plan& plan_for, const Size& size_of, const Run& run) {
   for (int threads = available_threads();; threads = 1) {
     const CpuPlan plan = plan_for(machine<T>(threads));
-    const at::Tensor bytes = workspace(size_of(plan));
+    const c10::DataPtr bytes = c10::GetCPUAllocator()->allocate(size_of(plan) + 64);
     if (run(plan, aligned(bytes))) return;
   }
 }

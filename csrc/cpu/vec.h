@@ -69,22 +69,49 @@ FUSED_LSTM_INLINE void store(bfloat16* p, VecF v) {
   __builtin_memcpy(p, &bits, sizeof(bits));
 }
 
-// Lanes from n on are zero. n <= lanes; a whole vector takes the fast way.
+// The first n lanes; on load the others are zero.
+#if FUSED_LSTM_VECTOR_BYTES == 64
+FUSED_LSTM_INLINE VecF load_some(const float* p, int n) {
+  return (VecF)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+FUSED_LSTM_INLINE VecD load_some(const double* p, int n) {
+  return (VecD)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+FUSED_LSTM_INLINE VecF load_some(const bfloat16* p, int n) {
+  return widen((VecU16)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
+}
+FUSED_LSTM_INLINE void store_some(float* p, VecF v, int n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+}
+FUSED_LSTM_INLINE void store_some(double* p, VecD v, int n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+}
+FUSED_LSTM_INLINE void store_some(bfloat16* p, VecF v, int n) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)narrow(v));
+}
+#else
 template <class T>
-FUSED_LSTM_INLINE auto load(const T* p, int n) {
-  constexpr int lanes = FUSED_LSTM_VECTOR_BYTES / sizeof(Vec<T>{}[0]);
-  if (n == lanes) return load(p);
-  T buffer[lanes] = {};
+FUSED_LSTM_INLINE Vec<T> load_some(const T* p, int n) {
+  T buffer[kLanes<Acc<T>>] = {};
   for (int l = 0; l < n; ++l) buffer[l] = p[l];
   return load(buffer);
 }
 template <class T>
-FUSED_LSTM_INLINE void store(T* p, Vec<T> v, int n) {
-  constexpr int lanes = FUSED_LSTM_VECTOR_BYTES / sizeof(v[0]);
-  if (n == lanes) return store(p, v);
-  T buffer[lanes];
+FUSED_LSTM_INLINE void store_some(T* p, Vec<T> v, int n) {
+  T buffer[kLanes<Acc<T>>];
   store(buffer, v);
   for (int l = 0; l < n; ++l) p[l] = buffer[l];
+}
+#endif
+
+template <class T>
+FUSED_LSTM_INLINE Vec<T> load(const T* p, int n) {
+  return n == kLanes<Acc<T>> ? load(p) : load_some(p, n);
+}
+template <class T>
+FUSED_LSTM_INLINE void store(T* p, Vec<T> v, int n) {
+  if (n == kLanes<Acc<T>>) return store(p, v);
+  store_some(p, v, n);
 }
 
 // ---- sigmoid and tanh ----
