@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import warnings
 from types import ModuleType
 
@@ -69,14 +70,45 @@ def _find_reason(device_type: str, dtype: torch.dtype) -> str | None:
     reason = None
     if extension is None:
         reason = _load_error
-    elif device_type == "cuda" and not extension.build_info()["cuda"]:
-        reason = "the extension was built without CUDA (`python -m fused_lstm` says why)"
+    elif device_type == "cuda" and (no_cuda := _why_no_cuda(extension.build_info())):
+        reason = no_cuda
     elif device_type not in ("cpu", "cuda"):
         reason = f"there is no fused kernel for device type '{device_type}'"
     elif dtype not in _DTYPES:
         reason = f"there is no fused kernel for {dtype}"
     _reasons[device_type, dtype] = reason
     return reason
+
+
+def _why_no_cuda(info: dict[str, str]) -> str | None:
+    """Why an extension built so does not run on the current CUDA device; None where it does."""
+    if not info["cuda"]:
+        return "the extension was built without CUDA (`python -m fused_lstm` says why)"
+    major, minor = torch.cuda.get_device_capability()
+    archs = re.findall(r"[\w.+]+", info["cuda_archs"])
+    if any(_runs_on(arch, (major, minor)) for arch in archs):
+        return None
+    return (
+        f"the extension was built for CUDA architectures {info['cuda_archs']} and this device is "
+        f"{major}.{minor}: build it again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    )
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``arch`` ("9.0", "9.0a", "8.6+PTX") runs on a device of this capability.
+
+    Of an architecture given by name ("Hopper") this is left to CUDA to say.
+
+    Machine code runs on later minor versions of its major version, with an "a" on its own only;
+    PTX runs on everything later.
+    """
+    code, ptx = arch.removesuffix("+PTX"), arch.endswith("+PTX")
+    if not code[0].isdigit():
+        return True
+    major, minor = (int(number) for number in code.rstrip("af").split("."))
+    if code.endswith("a"):
+        return capability == (major, minor)
+    return capability >= (major, minor) and (ptx or capability[0] == major)
 
 
 _DISABLED = disabled()
@@ -158,9 +190,7 @@ def _fake_backward(
     assert per_direction in (2, 3, 4, 5)
     shapes = [x.shape, (directions, batch, proj), (directions, batch, hidden)]
     shapes += [w.shape for w in weights]
-    return [
-        x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)
-    ]
+    return [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
 
 
 if extension is not None:
