@@ -33,13 +33,25 @@ def lstm_layer(
     if x.stride(-1) != 1 or (batch_sizes is not None and not x.is_contiguous()):
         x = x.contiguous()
     if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
-        return LSTMLayer.apply(x, batch_sizes, h0, c0, reverse, *weights)[:3]
+        return _apply(LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)[:3]
     return _ops.lstm_layer(x, batch_sizes, h0, c0, weights, reverse, False)[:3]
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
     """Whether a derivative in one of the tensors can be asked for."""
     return any(t is not None and t.requires_grad for t in tensors)
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
+    """``function.apply(*args)``, in eager mode without its binding of default arguments.
+
+    That inspects the signature of ``forward`` in every call, which takes longer than a training
+    step of a small layer.
+    """
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_dynamo_compiling():
+        return function.apply(*args)
+    args = torch._functorch.utils.unwrap_dead_wrappers(args)
+    return super(torch.autograd.Function, function).apply(*args)
 
 
 class LSTMLayer(torch.autograd.Function):
