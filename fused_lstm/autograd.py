@@ -30,8 +30,6 @@ def lstm_layer(
         if not _ops.disabled():
             _ops.warn_fallback(reason)
         return reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
-    if x.stride(-1) != 1 or (batch_sizes is not None and not x.is_contiguous()):
-        x = x.contiguous()
     if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
         return _apply(LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)[:3]
     return _ops.lstm_layer(x, batch_sizes, h0, c0, weights, reverse, False)[:3]
