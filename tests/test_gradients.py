@@ -8,6 +8,7 @@ from cases import Case, leaves
 from torch.autograd import gradcheck, gradgradcheck
 
 import fused_lstm
+from fused_lstm import _ops
 
 CASES = {
     "plain": Case(),
@@ -79,6 +80,21 @@ def test_derivatives_of_some_outputs(backend, device, kept):
 
     assert gradcheck(some, inputs, fast_mode=True)
     assert gradgradcheck(some, inputs, fast_mode=True)
+
+
+def test_an_unused_output_costs_no_tensor_of_zeros(extension, device, monkeypatch):
+    given = []
+    backward = _ops.lstm_layer_backward
+
+    def spy(*args):
+        given.append([grad is not None for grad in args[:3]])
+        return backward(*args)
+
+    monkeypatch.setattr(_ops, "lstm_layer_backward", spy)
+    function, inputs = function_of(CASES["plain"].with_(**{**SMALL, "device": device}))
+    for used in range(3):
+        function(*inputs)[used].sum().backward()
+    assert given == [[True, False, False], [False, True, False], [False, False, True]]
 
 
 @pytest.mark.parametrize("name", ["plain", "packed_bidirectional_projection"])

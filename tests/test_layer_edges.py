@@ -170,6 +170,15 @@ def test_autocast_to_float16_and_switched_off(backend):
     assert ours(x)[0].dtype == torch.float32
 
 
+def test_autocast_is_a_cast_of_the_operands(backend):
+    """It does not reach inside, where bfloat16 operands are summed in float32."""
+    ours, x = fused_lstm.LSTM(40, 50), torch.randn(5, 3, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours(x)
+    expected = ours.to(torch.bfloat16)(x.to(torch.bfloat16))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_second_derivatives_under_autocast(backend):
     ours = fused_lstm.LSTM(4, 6)
     x = torch.randn(5, 3, 4, requires_grad=True)
