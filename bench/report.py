@@ -28,14 +28,14 @@ def seconds(value: float) -> str:
     return f"{value * 1e9:.0f} ns"
 
 
-def share_of_peak(result: Result) -> float | None:
+def share_of_peak(result: Result, provider: str) -> float | None:
     """Share of the float32 multiply-add rate; of half of it for float64, which is half as wide."""
     peak = fma_peak(result.threads)
     if peak is None:
         return None
     if result.workload.group == DOUBLE:
         peak /= 2
-    return result.gflops(FUSED) / peak
+    return result.gflops(provider) / peak
 
 
 def step_seconds(result: Result) -> float:
@@ -59,11 +59,13 @@ def results_table(results: list[Result], device: str) -> Table:
     table = Table(title="fused_lstm.LSTM and torch.nn.LSTM, median time per call")
     for heading in ("row", "batch x steps, input->hidden", "mode"):
         table.add_column(heading, no_wrap=True)
-    speed = ("us/step", "floor", "share") if device == "cuda" else ("GFLOP/s", "peak")
+    speed = ("us/step", "floor", "share") if device == "cuda" else ("GFLOP/s", "peak", "nn.LSTM's")
     for heading in ("nn.LSTM", "fused", "faster", *speed, "error", "nn.LSTM's", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("note")
-    for group, members in groupby(results, key=lambda result: result.workload.group):
+    table.add_column("note", no_wrap=True)
+    groups = list(dict.fromkeys(result.workload.group for result in results))
+    in_groups = sorted(results, key=lambda result: groups.index(result.workload.group))
+    for group, members in groupby(in_groups, key=lambda result: result.workload.group):
         table.add_section()
         table.add_row(f"[bold]{group}")
         for result in members:
@@ -83,7 +85,8 @@ def result_cells(result: Result, device: str) -> Iterator[str]:
         step, floor = step_seconds(result), step_floor(workload, result.mode)
         yield from (f"{1e6 * step:.2f}", f"{1e6 * floor:.2f}", percent(floor / step))
     else:
-        yield from (f"{result.gflops(FUSED):.3g}", percent(share_of_peak(result)))
+        yield f"{result.gflops(FUSED):.3g}"
+        yield from (percent(share_of_peak(result, name)) for name in (FUSED, BASELINE))
     yield f"{errors[FUSED]:.1e}"
     yield f"{errors[BASELINE]:.1e}"
     yield ratio(result.accuracy.ratio)
@@ -140,7 +143,8 @@ def show(
     console.print(
         "error: largest difference from float64, relative to the largest element; of outputs, or "
         "of gradients in training.\n"
-        "peak: share of the measured float32 multiply-add rate; only matrix products are counted.",
+        "peak: share of the measured float32 multiply-add rate; only matrix products are counted. "
+        "Where nn.LSTM has a share s, no float32 LSTM can be more than 1/s times faster.",
         style="dim",
     )
     console.print(means_table(results))
@@ -179,7 +183,7 @@ def to_json(
                 "seconds": {name: timing_json(t) for name, t in result.timings.items()},
                 "ratio": result.ratio,
                 "gflops": {name: result.gflops(name) for name in result.timings},
-                "share_of_peak": share_of_peak(result),
+                "share_of_peak": {name: share_of_peak(result, name) for name in result.timings},
                 "seconds_per_step": step_seconds(result),
                 "errors": result.accuracy.errors,
                 "error_ratio": result.accuracy.ratio,
