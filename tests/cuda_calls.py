@@ -82,8 +82,11 @@ class Call:
         """The same of `forward(leaves)`, by autograd."""
         leaves = [t.to(dtype).requires_grad_() for t in self.leaves()]
         outputs = forward(leaves)
-        grads = [g.to(dtype) for g in self.grads]
-        return [t.detach() for t in outputs] + list(torch.autograd.grad(outputs, leaves, grads))
+        # Without steps y depends on nothing, and only h0 and c0 have a gradient.
+        pairs = [(t, g.to(dtype)) for t, g in zip(outputs, self.grads, strict=True) if t.grad_fn]
+        depending, weights = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(depending, leaves, weights, materialize_grads=True)
+        return [t.detach() for t in outputs] + list(grads)
 
     def exact(self) -> list[Tensor]:
         def forward(leaves: list[Tensor]):

@@ -4,6 +4,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "cuda/layer/layer.h"
@@ -62,8 +63,9 @@ BackwardTensors run_backward_loop(const Layer& layer, const OptionalTensor& grad
   BackwardTensors tensors;
   tensors.gates = gates.contiguous();
   tensors.c = c.contiguous();
-  if (is_given(grad_y))
+  if (is_given(grad_y)) {
     tensors.grad_y = grad_y->reshape({p.rows, p.directions * size}).contiguous();
+  }
   if (is_given(grad_h_n)) tensors.grad_h_n = grad_h_n->contiguous();
   if (is_given(grad_c_n)) tensors.grad_c_n = grad_c_n->contiguous();
   tensors.dgates = at::empty({p.directions, p.rows, 4 * p.hidden_size}, layer.x.options());
@@ -129,6 +131,7 @@ void recurrent_gradient_packed(const Layer& layer, const at::Tensor& y, const at
 
 at::Tensor recurrent_gradient(const Layer& layer, const at::Tensor& y, const at::Tensor& dgates,
                               int d) {
+  if (layer.problem.rows == 0) return at::zeros_like(layer.directions[d].w_hh);
   at::Tensor dw = at::empty_like(layer.directions[d].w_hh);
   if (layer.problem.packed) {
     recurrent_gradient_packed(layer, y, dgates, d, matrix(dw));

@@ -1,3 +1,4 @@
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
@@ -14,8 +15,9 @@ void project_input(const Layer& layer, const ForwardTensors& tensors) {
   if (layer.problem.rows == 0) return;
   for (int d = 0; d < layer.problem.directions; ++d) {
     const DirectionWeights& weights = layer.directions[d];
-    linear(layer.arithmetic, tensors.gates.select(0, d), layer.x, weights.w_ih, weights.bias,
-           layer.stream);
+    const at::Tensor bias =
+        weights.b_ih.defined() ? at::add(weights.b_ih, weights.b_hh) : at::Tensor();
+    linear(layer.arithmetic, tensors.gates.select(0, d), layer.x, weights.w_ih, bias, layer.stream);
   }
 }
 

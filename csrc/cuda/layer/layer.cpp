@@ -1,7 +1,6 @@
 #include "cuda/layer/layer.h"
 
 #include <ATen/Context.h>
-#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 
 #include <cstdlib>
@@ -35,7 +34,10 @@ DirectionWeights read_weights(at::TensorList weights, bool reverse) {
   direction.reverse = reverse;
   direction.w_ih = weights[0].contiguous();
   direction.w_hh = weights[1].contiguous();
-  if (count >= 4) direction.bias = at::add(weights[2], weights[3]);
+  if (count >= 4) {
+    direction.b_ih = weights[2];
+    direction.b_hh = weights[3];
+  }
   if (count == 3 || count == 5) direction.w_hr = weights[count - 1].contiguous();
   return direction;
 }

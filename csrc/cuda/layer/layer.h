@@ -19,7 +19,8 @@ namespace fused_lstm::cuda {
 struct DirectionWeights {
   at::Tensor w_ih;  // [4H, I]
   at::Tensor w_hh;  // [4H, P]
-  at::Tensor bias;  // [4H] b_ih + b_hh, or undefined
+  at::Tensor b_ih;  // [4H], or undefined
+  at::Tensor b_hh;  // [4H], or undefined
   at::Tensor w_hr;  // [P, H], or undefined
   bool reverse;
 };
