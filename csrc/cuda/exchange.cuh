@@ -6,6 +6,7 @@
 // are enough: a block writes epoch e + 2 only after it has seen epoch e + 1 of all blocks, and they
 // published that after they had read epoch e.
 //
+//   (constructor)  the whole block, with a barrier: what the block set up before is there after it
 //   put      one thread stores one element of its own units
 //   publish  the whole block: its units of this epoch are complete
 //   wait     one warp: all units that its k tiles need are there
@@ -41,6 +42,7 @@ class GridExchange {
     const int64_t end = min64(static_cast<int64_t>(first + count) * kTileUnits<Math>, hidden);
     first_needed_ = static_cast<int>(first * kTileUnits<Math> / units);
     end_needed_ = count > 0 ? static_cast<int>((end - 1) / units) + 1 : 0;
+    hw::sync_block();
   }
 
   __device__ __forceinline__ int64_t gate_bytes() const { return gate_bytes_; }

@@ -28,7 +28,10 @@ constexpr int kTileUnits = kTileBytes / static_cast<int>(sizeof(typename Math::E
 __device__ __forceinline__ int cell_row(int e) { return hw::lane() / 4 + 8 * (e / 2); }
 __device__ __forceinline__ int cell_unit(int e) { return hw::lane() % 4 * 2 + e % 2; }
 
+// Where operand tiles are read from, and how many 16-byte words a lane asks for before it uses the
+// first: what travels through L2 takes some 300 cycles, and requests in flight share them.
 struct LoadShared {
+  static constexpr int kInFlight = 1;
   __device__ __forceinline__ void operator()(uint32_t (&to)[4], const char* from) const {
     const int4 v = *reinterpret_cast<const int4*>(from);
     to[0] = v.x;
@@ -38,6 +41,7 @@ struct LoadShared {
   }
 };
 struct LoadExchange {
+  static constexpr int kInFlight = 8;
   __device__ __forceinline__ void operator()(uint32_t (&to)[4], const char* from) const {
     hw::load_exchange_16(to, from);
   }
@@ -47,6 +51,7 @@ struct LoadExchange {
 template <class Math, bool kTensorCore = Math::kTensorCore>
 struct Tile {
   using Acc = float;
+  static constexpr int kOperandWords = 1;  // 16-byte words of an operand tile per lane
   struct Operand {
     uint32_t word[4];
   };
@@ -84,6 +89,7 @@ template <class Math>
 struct Tile<Math, false> {
   using Acc = typename Math::Acc;
   static constexpr int kUnits = kTileUnits<Math>;
+  static constexpr int kOperandWords = 4;
   union Operand {
     uint32_t word[4][4];
     Acc value[2][kUnits];  // rows group and group + 8
@@ -169,11 +175,13 @@ struct WarpWeights {
   using T = typename Math::Element;
   using Warp = Tile<Math>;
   static constexpr int kRegs = kRegTiles > 0 ? kRegTiles : 1;
+  static constexpr int kOperands = kTransposed ? kGates : 1;
 
   int first, count;
   char* shared;
   typename Warp::Weights reg[kRegs][kUnitTiles][kGates];
 
+  // A barrier must follow before `multiply`.
   __device__ __forceinline__ void load(const T* w_hh, int64_t stride, int64_t hidden,
                                        int64_t unit0) {
 #pragma unroll
@@ -192,7 +200,6 @@ struct WarpWeights {
     for (int j = kRegTiles; j < count; ++j) {
       for (int u = 0; u < kUnitTiles; ++u) fill(block(j, u), j, u, w_hh, stride, hidden, unit0);
     }
-    hw::sync_warp();
   }
 
   // sum[unit tile][gate] of the k tiles; `operand` is the first k tile of the whole operand, and
@@ -201,33 +208,29 @@ struct WarpWeights {
   __device__ __forceinline__ void multiply(typename Warp::Acc (&sum)[kUnitTiles][kGates][4],
                                            const char* operand, int64_t gate_bytes,
                                            Load load) const {
+    constexpr int kWords = kOperands * Warp::kOperandWords;  // of a k tile
+    constexpr int kBatch = Load::kInFlight > kWords ? Load::kInFlight / kWords : 1;
     const char* tile = operand + static_cast<int64_t>(first) * kOperandBytes;
-    constexpr int kOperands = kTransposed ? kGates : 1;
-    typename Warp::Operand a[kOperands];
+    typename Warp::Operand a[kBatch][kOperands];
 #pragma unroll
-    for (int j = 0; j < kRegTiles; ++j) {
-      if (j < count) {
-        read<kOperands>(a, tile + j * kOperandBytes, gate_bytes, load);
+    for (int j0 = 0; j0 < kRegTiles; j0 += kBatch) {
+      read<kBatch>(a, tile, j0, gate_bytes, load);
 #pragma unroll
-        for (int u = 0; u < kUnitTiles; ++u) {
-#pragma unroll
-          for (int gate = 0; gate < kGates; ++gate) {
-            Warp::multiply(sum[u][gate], a[kTransposed ? gate : 0], reg[j][u][gate]);
-          }
-        }
+      for (int i = 0; i < kBatch && j0 + i < kRegTiles; ++i) {
+        if (j0 + i >= count) break;
+        multiply_tile(sum, a[i], [&](int u, int gate) { return reg[j0 + i][u][gate]; });
       }
     }
-#pragma unroll 2
-    for (int j = kRegTiles; j < count; ++j) {
-      read<kOperands>(a, tile + j * kOperandBytes, gate_bytes, load);
+    for (int j0 = kRegTiles; j0 < count; j0 += kBatch) {
+      read<kBatch>(a, tile, j0, gate_bytes, load);
 #pragma unroll
-      for (int u = 0; u < kUnitTiles; ++u) {
-#pragma unroll
-        for (int gate = 0; gate < kGates; ++gate) {
+      for (int i = 0; i < kBatch; ++i) {
+        if (j0 + i >= count) break;
+        multiply_tile(sum, a[i], [&](int u, int gate) {
           typename Warp::Weights b;
-          Warp::read_weights(b, block(j, u) + gate * kGateBlockBytes);
-          Warp::multiply(sum[u][gate], a[kTransposed ? gate : 0], b);
-        }
+          Warp::read_weights(b, block(j0 + i, u) + gate * kGateBlockBytes);
+          return b;
+        });
       }
     }
   }
@@ -241,11 +244,31 @@ struct WarpWeights {
     fill_weights<Math, kTransposed>(to, w_hh, stride, hidden, unit0 + u * kUnitTile,
                                     static_cast<int64_t>(first + j) * kTileUnits<Math>);
   }
-  template <int kOperands, class Load>
-  static __device__ __forceinline__ void read(typename Warp::Operand (&a)[kOperands],
-                                              const char* tile, int64_t gate_bytes, Load load) {
+  template <int kBatch, class Load>
+  __device__ __forceinline__ void read(typename Warp::Operand (&a)[kBatch][kOperands],
+                                       const char* tile, int j0, int64_t gate_bytes,
+                                       Load load) const {
 #pragma unroll
-    for (int i = 0; i < kOperands; ++i) Warp::read_operand(a[i], tile + i * gate_bytes, load);
+    for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+      for (int g = 0; g < kOperands; ++g) {
+        if (j0 + i < count) {
+          Warp::read_operand(a[i][g], tile + (j0 + i) * kOperandBytes + g * gate_bytes, load);
+        }
+      }
+    }
+  }
+  template <class WeightsOf>
+  static __device__ __forceinline__ void multiply_tile(
+      typename Warp::Acc (&sum)[kUnitTiles][kGates][4],
+      const typename Warp::Operand (&a)[kOperands], WeightsOf weights) {
+#pragma unroll
+    for (int u = 0; u < kUnitTiles; ++u) {
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate) {
+        Warp::multiply(sum[u][gate], a[kTransposed ? gate : 0], weights(u, gate));
+      }
+    }
   }
 };
 

@@ -37,6 +37,7 @@ struct SlicedBlock {
   char* shared_operand;
   WarpWeights<Math, kUnitTiles, kRegTiles, kTransposed> weights;
 
+  // The exchange, set up next, has the barrier that must follow.
   __device__ __forceinline__ SlicedBlock(const Slices& slices, const Steps& steps, const T* w_hh,
                                          int64_t stride, int64_t hidden_)
       : slice(hw::block_x() % slices.slices),
@@ -69,7 +70,6 @@ struct SlicedBlock {
     for (int i = hw::thread(); i < row_tiles * kRowTile; i += hw::threads()) {
       lengths_[i] = row_length(steps, row0(i / kRowTile) + i % kRowTile);
     }
-    hw::sync_block();
   }
 
   __device__ __forceinline__ int64_t row_tile(int local) const { return group + local * groups; }

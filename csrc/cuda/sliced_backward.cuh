@@ -70,8 +70,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         Acc dc = block.state(local, 1);
         dz = gates_of<T>(gate_gradients(a, c_prev, tanh_of(c), block.state(local, 0) + grad_y, dc));
         block.state(local, 1) = dc;
-        put_gates(static_cast<T*>(d.dgates) + n * p.dgates_stride + unit, p.hidden, dz,
-                  [](T* to, T value) { *to = value; });
       }
       if (valid) {
         char* operand = exchange.operand(block.row_tile(local), local, step + 1);
@@ -80,6 +78,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                   [&](T* to, T value) { exchange.put(to, Math::round_operand(value)); });
       }
       exchange.publish(block.row_tile(local), local, step + 1);
+      // Stored last: publishing waits for the stores before it.
+      if (live) {
+        put_gates(static_cast<T*>(d.dgates) + n * p.dgates_stride + unit, p.hidden, dz,
+                  [](T* to, T value) { *to = value; });
+      }
     }
   }
   exchange.finish();

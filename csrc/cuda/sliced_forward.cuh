@@ -52,25 +52,28 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
       exchange.wait(block.row_tile(local), step);
       block.multiply(exchange, exchange.operand(block.row_tile(local), local, step));
+      Gates<Acc> a{};
       if (live) {
-        const Gates<Acc> a = activate(x.i + block.sum(0), x.f + block.sum(1), x.g + block.sum(2),
-                                      x.o + block.sum(3));
+        a = activate(x.i + block.sum(0), x.f + block.sum(1), x.g + block.sum(2),
+                     x.o + block.sum(3));
         const Acc c = cell_state(a, block.state(local, 0));
-        const T h = From<T>::acc(hidden_state(a, tanh_of(c)));
         block.state(local, 0) = c;
-        block.state(local, 1) = to_acc(h);
+        block.state(local, 1) = to_acc(From<T>::acc(hidden_state(a, tanh_of(c))));
+      }
+      const T h = valid ? From<T>::acc(block.state(local, 1)) : T{};
+      if (valid) {
+        char* operand = exchange.operand(block.row_tile(local), local, step + 1);
+        exchange.put(operand_at<Math>(operand, block.cell_row, unit), Math::round_operand(h));
+      }
+      exchange.publish(block.row_tile(local), local, step + 1);
+      // Stored last: publishing waits for the stores before it.
+      if (live) {
         static_cast<T*>(d.y)[n * p.y_stride + unit] = h;
         if (kSave) {
           store_gates(static_cast<T*>(d.gates) + n * p.gates_stride + unit, p.hidden, a);
-          static_cast<Acc*>(d.c)[n * p.hidden + unit] = c;
+          static_cast<Acc*>(d.c)[n * p.hidden + unit] = block.state(local, 0);
         }
       }
-      if (valid) {
-        char* operand = exchange.operand(block.row_tile(local), local, step + 1);
-        exchange.put(operand_at<Math>(operand, block.cell_row, unit),
-                     Math::round_operand(From<T>::acc(block.state(local, 1))));
-      }
-      exchange.publish(block.row_tile(local), local, step + 1);
     }
   }
   exchange.finish();

@@ -195,11 +195,9 @@ void run_block_with(Case<Math>& c, uint64_t seed) {
 
 template <class Math>
 void run_block(Case<Math>& c, const Options& options, uint64_t seed) {
-  if (options.number("reg_tiles") > 0) {
-    run_block_with<Math, 2>(c, seed);
-  } else {
-    run_block_with<Math, 0>(c, seed);
-  }
+  if (options.number("reg_tiles") == 0) return run_block_with<Math, 0>(c, seed);
+  if constexpr (Math::kTensorCore) return run_block_with<Math, 2>(c, seed);
+  throw std::runtime_error("not compiled: reg_tiles");
 }
 
 // ---- plans B and C ----
@@ -254,14 +252,20 @@ void run_sliced_with(Case<Math>& c, const Options& options, uint64_t seed) {
 
 template <class Math, template <class, int> class Exchange>
 void run_sliced(Case<Math>& c, const Options& options, uint64_t seed) {
+  // Every arithmetic with one unit tile; the other shapes where they differ, to compile faster.
+  constexpr bool kRegisters = Math::kTensorCore && !std::is_same_v<Math, Fp16>;
+  constexpr bool kTwoTiles = std::is_same_v<Math, Bf16> || std::is_same_v<Math, Fp32>;
   const int unit_tiles = options.number("unit_tiles"), reg_tiles = options.number("reg_tiles");
-  if (unit_tiles == 2) {
-    run_sliced_with<Math, Exchange, 2, 0>(c, options, seed);
-  } else if (reg_tiles > 0) {
-    run_sliced_with<Math, Exchange, 1, 2>(c, options, seed);
-  } else {
-    run_sliced_with<Math, Exchange, 1, 0>(c, options, seed);
+  if (unit_tiles == 1 && reg_tiles == 0)
+    return run_sliced_with<Math, Exchange, 1, 0>(c, options, seed);
+  if constexpr (kRegisters) {
+    if (unit_tiles == 1) return run_sliced_with<Math, Exchange, 1, 2>(c, options, seed);
   }
+  if constexpr (kTwoTiles) {
+    constexpr int kRegTiles = Math::kTensorCore ? 1 : 0;
+    if (unit_tiles == 2) return run_sliced_with<Math, Exchange, 2, kRegTiles>(c, options, seed);
+  }
+  throw std::runtime_error("not compiled: unit_tiles, reg_tiles");
 }
 
 }  // namespace driver
