@@ -49,35 +49,39 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 extension, _load_error = _load()
+_disabled = _switched_on("FUSED_LSTM_DISABLE")
+_build_info: dict[str, str] = {} if extension is None else extension.build_info()
+_reasons: dict[tuple[str, torch.dtype], str | None] = {}
 _warned: set[str] = set()
 
 
 def disabled() -> bool:
-    """Whether ``FUSED_LSTM_DISABLE`` asks for the fallback."""
-    return _switched_on("FUSED_LSTM_DISABLE")
+    """Whether ``FUSED_LSTM_DISABLE`` asked for the fallback when the package was imported."""
+    return _disabled
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the fused op cannot run for this device type and dtype; None where it can."""
-    if _DISABLED:
-        return "disabled by FUSED_LSTM_DISABLE"
-    return _reasons.get((device_type, dtype)) or _find_reason(device_type, dtype)
+    key = (device_type, dtype)
+    if key not in _reasons:
+        _reasons[key] = _find_reason(device_type, dtype)
+    return _reasons[key]
 
 
 def _find_reason(device_type: str, dtype: torch.dtype) -> str | None:
-    if (device_type, dtype) in _reasons:
-        return None
-    reason = None
+    if _disabled:
+        return "disabled by FUSED_LSTM_DISABLE"
     if extension is None:
-        reason = _load_error
-    elif device_type == "cuda" and (no_cuda := _why_no_cuda(extension.build_info())):
-        reason = no_cuda
-    elif device_type not in ("cpu", "cuda"):
-        reason = f"there is no fused kernel for device type '{device_type}'"
-    elif dtype not in _DTYPES:
-        reason = f"there is no fused kernel for {dtype}"
-    _reasons[device_type, dtype] = reason
-    return reason
+        return _load_error
+    if device_type == "cuda":
+        return _why_no_cuda(_build_info) or _why_no_dtype(dtype)
+    if device_type != "cpu":
+        return f"there is no fused kernel for device type '{device_type}'"
+    return _why_no_dtype(dtype)
+
+
+def _why_no_dtype(dtype: torch.dtype) -> str | None:
+    return None if dtype in _DTYPES else f"there is no fused kernel for {dtype}"
 
 
 def _why_no_cuda(info: dict[str, str]) -> str | None:
@@ -109,10 +113,6 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     if code.endswith("a"):
         return capability == (major, minor)
     return capability >= (major, minor) and (ptx or capability[0] == major)
-
-
-_DISABLED = disabled()
-_reasons: dict[tuple[str, torch.dtype], str | None] = {}
 
 
 def warn_fallback(reason: str) -> None:
