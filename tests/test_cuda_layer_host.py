@@ -120,6 +120,27 @@ def test_more_offsets_than_one_launch_takes(ops, monkeypatch):
     check_exact(Call(sizes=[2] * 600 + [1] * 400, hidden=2, inputs=1), ops)
 
 
+def test_a_refused_launch_runs_step_by_step(ops, monkeypatch):
+    call = Call(reverse=(False, True))
+    monkeypatch.setenv("FUSED_LSTM_CUDA_ALGORITHM", "steps")
+    expected = call.fused(ops)
+    monkeypatch.setenv("FUSED_LSTM_CUDA_ALGORITHM", "grid")
+    differs = [not torch.equal(a, b) for a, b in zip(expected, call.fused(ops), strict=True)]
+    assert any(differs), "both plans round alike, so this test would see nothing"
+    monkeypatch.setenv("FUSED_LSTM_EMULATOR_REFUSES", "1")
+    for ours, wanted in zip(call.fused(ops), expected, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_the_schedule_changes_nothing(ops, algorithm, monkeypatch):
+    call = Call(batch=20, hidden=17, sizes=PACKED, reverse=(False, True), dtype=torch.bfloat16)
+    expected = call.fused(ops)
+    for seed in range(1, 4):
+        monkeypatch.setenv("FUSED_LSTM_EMULATOR_SEED", str(seed))
+        for ours, wanted in zip(call.fused(ops), expected, strict=True):
+            assert torch.equal(ours, wanted)
+
+
 def test_the_biases_have_a_gradient_each(ops):
     call = Call(steps=2)
     *_, b_ih, b_hh = call.fused(ops)
