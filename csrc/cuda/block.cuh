@@ -138,6 +138,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     block_backward(const __grid_constant__ BackwardParams p) {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
+  // The product hides the way to memory, where there are registers for 28 more values.
+  constexpr bool kLoadEarly = Math::kTensorCore && kMaxThreads <= 512;
   const BackwardDirection& d = p.direction[hw::block_y()];
   const BlockSetup<Math, kRegTiles, true> setup(static_cast<const T*>(d.w_hh), p.w_hh_stride,
                                                 p.hidden);
@@ -161,6 +163,17 @@ __global__ void __launch_bounds__(kMaxThreads)
   // Step `step` multiplies the gate gradients of step - 1, which are there for the rows that were
   // live then; the step after the last one does nothing else.
   for (int64_t step = 0; step <= walk.count; ++step) {
+    const int64_t t = walk.backward(step);
+    bool live[4];
+    SavedCell<Acc> saved[4];
+    const auto load = [&](int e) {
+      return load_saved<T, Acc>(p, d, t, row0 + cell_row(e), unit0 + cell_unit(e), length[e / 2]);
+    };
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      live[e] = valid[e] && step < walk.count && t < length[e / 2];
+      if (kLoadEarly && live[e]) saved[e] = load(e);
+    }
     if (step > 0) {
       const int64_t t_before = walk.backward(step - 1);
       hw::sync_block();
@@ -172,21 +185,15 @@ __global__ void __launch_bounds__(kMaxThreads)
       }
     }
     if (step == walk.count) break;
-    const int64_t t = walk.backward(step);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if (!valid[e]) continue;
-      const int64_t row = row0 + cell_row(e), unit = unit0 + cell_unit(e);
+      const int64_t unit = unit0 + cell_unit(e);
       Gates<T> dz{};
-      if (t < length[e / 2]) {
-        const int64_t n = p.steps.offset(t) + row;
-        const Gates<Acc> a =
-            load_gates<Acc>(static_cast<const T*>(d.gates) + n * p.gates_stride + unit, p.hidden);
-        const Acc tanh_c = tanh_of(static_cast<const Acc*>(d.c)[n * p.hidden + unit]);
-        const Acc c_prev = previous_c<T, Acc>(p, d, d.reverse != 0, t, row, unit, length[e / 2]);
-        const Acc grad_y =
-            load_or_zero<Acc>(static_cast<const T*>(d.grad_y), n, p.grad_y_stride, unit);
-        dz = gates_of<T>(gate_gradients(a, c_prev, tanh_c, dh[e] + grad_y, dc[e]));
+      if (live[e]) {
+        const SavedCell<Acc> s = kLoadEarly ? saved[e] : load(e);
+        dz = gates_of<T>(gate_gradients(s.a, s.c_prev, tanh_of(s.c), dh[e] + s.grad_y, dc[e]));
+        const int64_t n = p.steps.offset(t) + row0 + cell_row(e);
         put_gates(static_cast<T*>(d.dgates) + n * p.dgates_stride + unit, p.hidden, dz,
                   [](T* to, T value) { *to = value; });
       }

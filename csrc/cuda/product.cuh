@@ -210,27 +210,32 @@ struct WarpWeights {
                                            Load load) const {
     constexpr int kWords = kOperands * Warp::kOperandWords;  // of a k tile
     constexpr int kBatch = Load::kInFlight > kWords ? Load::kInFlight / kWords : 1;
-    const char* tile = operand + static_cast<int64_t>(first) * kOperandBytes;
+    const Reader<Load, kBatch> read{operand + static_cast<int64_t>(first) * kOperandBytes,
+                                    gate_bytes, count, load};
     typename Warp::Operand a[kBatch][kOperands];
 #pragma unroll
     for (int j0 = 0; j0 < kRegTiles; j0 += kBatch) {
-      read<kBatch>(a, tile, j0, gate_bytes, load);
+      read.ahead(a, j0);
 #pragma unroll
       for (int i = 0; i < kBatch && j0 + i < kRegTiles; ++i) {
         if (j0 + i >= count) break;
-        multiply_tile(sum, a[i], [&](int u, int gate) { return reg[j0 + i][u][gate]; });
+        multiply_tile(
+            sum, [&](int g) { return read.operand(a, j0, i, g); },
+            [&](int u, int gate) { return reg[j0 + i][u][gate]; });
       }
     }
     for (int j0 = kRegTiles; j0 < count; j0 += kBatch) {
-      read<kBatch>(a, tile, j0, gate_bytes, load);
+      read.ahead(a, j0);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         if (j0 + i >= count) break;
-        multiply_tile(sum, a[i], [&](int u, int gate) {
-          typename Warp::Weights b;
-          Warp::read_weights(b, block(j0 + i, u) + gate * kGateBlockBytes);
-          return b;
-        });
+        multiply_tile(
+            sum, [&](int g) { return read.operand(a, j0, i, g); },
+            [&](int u, int gate) {
+              typename Warp::Weights b;
+              Warp::read_weights(b, block(j0 + i, u) + gate * kGateBlockBytes);
+              return b;
+            });
       }
     }
   }
@@ -244,29 +249,50 @@ struct WarpWeights {
     fill_weights<Math, kTransposed>(to, w_hh, stride, hidden, unit0 + u * kUnitTile,
                                     static_cast<int64_t>(first + j) * kTileUnits<Math>);
   }
-  template <int kBatch, class Load>
-  __device__ __forceinline__ void read(typename Warp::Operand (&a)[kBatch][kOperands],
-                                       const char* tile, int j0, int64_t gate_bytes,
-                                       Load load) const {
+  // Operand tiles: `ahead` asks for a batch of them where the way is long; where it is short each
+  // is read when it is used, which takes fewer registers.
+  template <class Load, int kBatch>
+  struct Reader {
+    static constexpr bool kAhead = Load::kInFlight > 1;
+    const char* tile;
+    int64_t gate_bytes;
+    int count;
+    Load load;
+
+    __device__ __forceinline__ void read(typename Warp::Operand& a, int j, int g) const {
+      Warp::read_operand(a, tile + j * kOperandBytes + g * gate_bytes, load);
+    }
+    __device__ __forceinline__ void ahead(typename Warp::Operand (&a)[kBatch][kOperands],
+                                          int j0) const {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+      for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
-      for (int g = 0; g < kOperands; ++g) {
-        if (j0 + i < count) {
-          Warp::read_operand(a[i][g], tile + (j0 + i) * kOperandBytes + g * gate_bytes, load);
+        for (int g = 0; g < kOperands; ++g) {
+          if (kAhead && j0 + i < count) read(a[i][g], j0 + i, g);
         }
       }
     }
-  }
-  template <class WeightsOf>
+    __device__ __forceinline__ typename Warp::Operand operand(
+        const typename Warp::Operand (&a)[kBatch][kOperands], int j0, int i, int g) const {
+      if (kAhead) return a[i][g];
+      typename Warp::Operand now;
+      read(now, j0 + i, g);
+      return now;
+    }
+  };
+
+  template <class OperandOf, class WeightsOf>
   static __device__ __forceinline__ void multiply_tile(
-      typename Warp::Acc (&sum)[kUnitTiles][kGates][4],
-      const typename Warp::Operand (&a)[kOperands], WeightsOf weights) {
+      typename Warp::Acc (&sum)[kUnitTiles][kGates][4], OperandOf operand, WeightsOf weights) {
 #pragma unroll
-    for (int u = 0; u < kUnitTiles; ++u) {
+    for (int g = 0; g < kOperands; ++g) {
+      const typename Warp::Operand a = operand(g);
 #pragma unroll
-      for (int gate = 0; gate < kGates; ++gate) {
-        Warp::multiply(sum[u][gate], a[kTransposed ? gate : 0], weights(u, gate));
+      for (int u = 0; u < kUnitTiles; ++u) {
+#pragma unroll
+        for (int gate = 0; gate < kGates; ++gate) {
+          if (!kTransposed || gate == g) Warp::multiply(sum[u][gate], a, weights(u, gate));
+        }
       }
     }
   }

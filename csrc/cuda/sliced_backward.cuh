@@ -47,14 +47,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       const bool live = step < count && t < length;
       const int64_t n = live ? p.steps.offset(t) + row : 0;
       // Loaded before the wait: these do not depend on the other blocks.
-      Gates<Acc> a{};
-      Acc c{}, c_prev{}, grad_y{};
-      if (live) {
-        a = load_gates<Acc>(static_cast<const T*>(d.gates) + n * p.gates_stride + unit, p.hidden);
-        c = static_cast<const Acc*>(d.c)[n * p.hidden + unit];
-        c_prev = previous_c<T, Acc>(p, d, reverse, t, row, unit, length);
-        grad_y = load_or_zero<Acc>(static_cast<const T*>(d.grad_y), n, p.grad_y_stride, unit);
-      }
+      SavedCell<Acc> saved{};
+      if (live) saved = load_saved<T, Acc>(p, d, t, row, unit, length);
 
       if (step > 0) {
         exchange.wait(block.row_tile(local), step);
@@ -68,7 +62,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       Gates<T> dz{};
       if (live) {
         Acc dc = block.state(local, 1);
-        dz = gates_of<T>(gate_gradients(a, c_prev, tanh_of(c), block.state(local, 0) + grad_y, dc));
+        dz = gates_of<T>(gate_gradients(saved.a, saved.c_prev, tanh_of(saved.c),
+                                        block.state(local, 0) + saved.grad_y, dc));
         block.state(local, 1) = dc;
       }
       if (valid) {

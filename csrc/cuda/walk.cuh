@@ -41,16 +41,30 @@ struct Walk {
   }
 };
 
-// c that entered step t of row `row`: the saved one of the step walked before, or c0.
+// What the backward pass of one cell reads that no other block or thread makes.
+template <typename Acc>
+struct SavedCell {
+  Gates<Acc> a;
+  Acc c, c_prev, grad_y;
+};
+
+// Of step t of row `row`, which lives `length` steps. c_prev is the saved c of the step walked
+// before, or c0.
 template <typename T, typename Acc>
-__device__ __forceinline__ Acc previous_c(const BackwardParams& p, const BackwardDirection& d,
-                                          bool reverse, int64_t t, int64_t row, int64_t unit,
-                                          int64_t length) {
-  const int64_t before = reverse ? t + 1 : t - 1;
-  if (before < 0 || before >= length) {
-    return load_or_zero<Acc>(static_cast<const T*>(d.c0), row, p.c0_stride, unit);
-  }
-  return static_cast<const Acc*>(d.c)[(p.steps.offset(before) + row) * p.hidden + unit];
+__device__ __forceinline__ SavedCell<Acc> load_saved(const BackwardParams& p,
+                                                     const BackwardDirection& d, int64_t t,
+                                                     int64_t row, int64_t unit, int64_t length) {
+  const int64_t n = p.steps.offset(t) + row;
+  SavedCell<Acc> saved;
+  saved.a = load_gates<Acc>(static_cast<const T*>(d.gates) + n * p.gates_stride + unit, p.hidden);
+  saved.c = static_cast<const Acc*>(d.c)[n * p.hidden + unit];
+  saved.grad_y = load_or_zero<Acc>(static_cast<const T*>(d.grad_y), n, p.grad_y_stride, unit);
+  const int64_t before = d.reverse ? t + 1 : t - 1;
+  saved.c_prev =
+      before < 0 || before >= length
+          ? load_or_zero<Acc>(static_cast<const T*>(d.c0), row, p.c0_stride, unit)
+          : static_cast<const Acc*>(d.c)[(p.steps.offset(before) + row) * p.hidden + unit];
+  return saved;
 }
 
 }  // namespace cuda
