@@ -10,7 +10,7 @@ namespace {
 // recent x86 cores. Only their ratios matter, and only near a tie.
 constexpr double kFmaPerCycle = 1;       // vector multiply-adds
 constexpr double kL2BytesPerCycle = 40;  // weights that stay in a core's own cache
-constexpr double kL3BytesPerCycle = 24;  // weights that stream from the shared one
+constexpr double kL3BytesPerCycle = 12;  // weights that stream from the cache all cores share
 constexpr double kGateCycles = 130;      // activations of `lanes` units of one row
 constexpr double kPackCycles = 6;        // packing one vector of weights
 constexpr double kDotOverhead = 1.25;    // of sums across lanes, against the products themselves

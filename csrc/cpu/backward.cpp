@@ -117,16 +117,29 @@ class BackwardMember {
   // dh = dgates W_hh for this member's rows of walk step s and its columns.
   void pull_back(int d, const Walk& order, int64_t s, int64_t first_row) {
     const BackwardBuffers<T>& b = layout_.direction[d];
-    const int64_t gates = 4 * p_.hidden_size, out = p_.output_size();
+    step_product(order, s, first_row, b.dgates, 4 * p_.hidden_size, b.w_h, out_units_,
+                 p_.output_size(), b.dh);
+  }
+
+  // dm = dp W_hr: the gradient of o * tanh(c).
+  void unproject(int d, const Walk& order, int64_t s, int64_t first_row) {
+    const BackwardBuffers<T>& b = layout_.direction[d];
+    step_product(order, s, first_row, b.dp, p_.output_size(), b.w_r, hidden_units_, p_.hidden_size,
+                 b.dm);
+  }
+
+  // c[B, n] = a[chunk, k] * panels, for this member's rows of walk step s and these columns.
+  void step_product(const Walk& order, int64_t s, int64_t first_row, const T* a, int64_t k,
+                    const T* panels, Range columns, int64_t n, Acc<T>* c) {
     PanelGemm<T, Acc<T>> g{};
     g.rows = rows_.count(order.size(s));
-    g.k = gates;
-    g.a = rows_.at(b.dgates + (order.offset(s) - first_row) * gates, 0, gates);
-    g.a_stride = rows_.step() * gates;
-    g.c_stride = rows_.step() * out;
-    for_panels(out_units_, [&](int64_t panel, int64_t col, int cols) {
-      g.panel = b.w_h + panel * width() * padded<T>(gates);
-      g.c = rows_.at(b.dh + col, 0, out);
+    g.k = k;
+    g.a = rows_.at(a + (order.offset(s) - first_row) * k, 0, k);
+    g.a_stride = rows_.step() * k;
+    g.c_stride = rows_.step() * n;
+    for_panels(columns, [&](int64_t panel, int64_t col, int cols) {
+      g.panel = panels + panel * width() * padded<T>(k);
+      g.c = rows_.at(c + col, 0, n);
       g.cols = cols;
       k_.gemm(g);
     });
@@ -146,24 +159,6 @@ class BackwardMember {
         dp[i] = from_acc<T>(dy == nullptr ? dh[i] : dh[i] + to_acc(dy[i]));
       }
     }
-  }
-
-  // dm = dp W_hr: the gradient of o * tanh(c).
-  void unproject(int d, const Walk& order, int64_t s, int64_t first_row) {
-    const BackwardBuffers<T>& b = layout_.direction[d];
-    const int64_t out = p_.output_size(), hidden = p_.hidden_size;
-    PanelGemm<T, Acc<T>> g{};
-    g.rows = rows_.count(order.size(s));
-    g.k = out;
-    g.a = rows_.at(b.dp + (order.offset(s) - first_row) * out, 0, out);
-    g.a_stride = rows_.step() * out;
-    g.c_stride = rows_.step() * hidden;
-    for_panels(hidden_units_, [&](int64_t panel, int64_t col, int cols) {
-      g.panel = b.w_r + panel * width() * padded<T>(out);
-      g.c = rows_.at(b.dm + col, 0, hidden);
-      g.cols = cols;
-      k_.gemm(g);
-    });
   }
 
   // dgates and dc of walk step s, first for the rows that came from the step before.
