@@ -64,7 +64,7 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
                 proj_size=proj_size,
                 directions=directions,
                 dtype=_name(dtype),
-                device=data.device.type,
+                device="cuda" if data.is_cuda else "cpu",
                 threads=torch.get_num_threads(),
                 training=training,
                 batch_sizes=batch_sizes,

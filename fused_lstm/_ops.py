@@ -75,7 +75,7 @@ def _find_reason(device_type: str, dtype: torch.dtype) -> str | None:
         return _load_error
     if device_type == "cuda":
         return _why_no_cuda(_build_info) or _why_no_dtype(dtype)
-    if device_type != "cpu":
+    if device_type not in ("cpu", "meta"):  # on meta the fake kernels tell the shapes
         return f"there is no fused kernel for device type '{device_type}'"
     return _why_no_dtype(dtype)
 
