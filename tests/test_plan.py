@@ -1,4 +1,4 @@
-"""The CPU planner: every case gets a plan that its machine can run, and the right one at the ends."""
+"""The CPU planner: every case gets a plan that its machine can run."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def test_few_live_rows_make_less_work():
 
 @pytest.mark.parametrize("bad", [{"dtype": "int8"}, {"device": "tpu"}])
 def test_unknown_names_are_refused(bad):
-    with pytest.raises(ValueError, match="expected|tpu"):
+    with pytest.raises(ValueError, match=r"expected|tpu"):
         plan(1, 1, 3, 3, **bad)
