@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     busy = [row for row in workloads if row.name in ("small", "medium")]
     if options.device == "cuda":
         busy = []
-    budget = options.budget or (0.1 if options.quick else 1.5)
+    budget = options.budget or (0.1 if options.quick else 1.0)
 
     results, disturbances = [], []
     # The bar goes to stderr, so that stdout holds nothing but the tables.

@@ -82,8 +82,7 @@ def interleave(functions: dict[str, Callable], calls: int, budget: float) -> dic
     `calls` is what one function call counts as; rounds are added until `budget` seconds are spent.
     """
     timers = {name: timeit.Timer(function, timer=timer) for name, function in functions.items()}
-    for each in timers.values():  # the first call allocates and starts threads
-        each.timeit(1)
+    # This first call is not counted: it may allocate.
     repeats = {n: max(1, round(SHORTEST_BLOCK / t.timeit(1))) for n, t in timers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     start = timer()
