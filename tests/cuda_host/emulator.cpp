@@ -222,14 +222,6 @@ void build_blocks(Scheduler& s) {
   }
 }
 
-void unwind_all(Scheduler& s) {
-  for (Block& block : s.blocks) {
-    for (Fiber& fiber : block.fibers) {
-      if (!fiber.done) run(&fiber);
-    }
-  }
-}
-
 }  // namespace
 
 void launch(const Grid& grid, const std::function<void()>& body) {
@@ -257,7 +249,11 @@ void launch(const Grid& grid, const std::function<void()>& body) {
     run(fiber);
     if (fiber->done) --unfinished;
   }
-  if (s.failure) unwind_all(s);
+  for (Block& block : s.blocks) {
+    for (Fiber& fiber : block.fibers) {
+      if (!fiber.done) run(&fiber);  // after a failure: unwinds its stack
+    }
+  }
   for (Block& block : s.blocks) {
     apply(block.stores);
     for (auto& stores : block.published) apply(stores);
