@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -39,12 +40,20 @@ def chosen_workloads(arguments: argparse.Namespace) -> list[Workload]:
     return [row for row in rows if arguments.filter in f"{row.name} {row.group}"]
 
 
+def warn_if_busy() -> None:
+    """Another process in the way slows both providers, and nn.LSTM's waiting threads the most."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 0.5 * (os.cpu_count() or 1):
+        print(f"the machine is busy (load {load:.1f}): times will be off", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     reason = _ops.unavailable(options.device, torch.float32)
     if reason:
         print(f"python -m bench: there is nothing to measure: {reason}", file=sys.stderr)
         return 1
+    warn_if_busy()
     torch.set_num_threads(options.threads)
     # nn.LSTM says so of itself with a projection; that it is slow then is what the table shows.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")

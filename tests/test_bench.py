@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 pytest.importorskip("rich")
 
+import bench.__main__ as bench_main
 from bench import bars, floor, passes, report, runner
 from bench.accuracy import Accuracy, compare
 from bench.disturbed import Disturbance
@@ -259,6 +261,16 @@ def test_quick_run_writes_json(tmp_path):
         assert each["share_of_peak"][FUSED] > 0
     assert written["one_core_busy"]
     assert written["bars"]
+
+
+def test_busy_machine_is_said(monkeypatch, capsys):
+    cores = os.cpu_count()
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4 * cores, 9.0, 9.0))
+    bench_main.warn_if_busy()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0 * cores, 0.0, 0.0))
+    bench_main.warn_if_busy()
+    assert "times will be off" in capsys.readouterr().err
 
 
 def test_unknown_filter_is_said():
