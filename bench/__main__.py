@@ -53,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     if reason:
         print(f"python -m bench: there is nothing to measure: {reason}", file=sys.stderr)
         return 1
-    warn_if_busy()
     torch.set_num_threads(options.threads)
     # nn.LSTM says so of itself with a projection; that it is slow then is what the table shows.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
@@ -61,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not workloads:
         print(f"python -m bench: no row has '{options.filter}' in its name", file=sys.stderr)
         return 1
+    warn_if_busy()
     cases = [(workload, mode) for workload in workloads for mode in workload.modes]
     busy = [row for row in workloads if row.name in ("small", "medium")]
     if options.device == "cuda":
