@@ -31,6 +31,7 @@ def ops(tmp_path_factory: pytest.TempPathFactory):
     sources = [
         *(ROOT / "tests" / "cuda_host").glob("layer_*.cpp"),
         ROOT / "tests" / "cuda_host" / "emulator.cpp",
+        ROOT / "tests" / "cuda_host" / "stores.cpp",
         *(ROOT / "csrc" / "cuda").glob("*.cpp"),
         ROOT / "csrc" / "checks.cpp",
         *(layer / f"{name}.cpp" for name in ("layer", "forward", "backward", "steps")),

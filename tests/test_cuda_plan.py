@@ -99,9 +99,13 @@ def check_fits(
         in_registers = one["reg_tiles"] * unit_tiles * 1024
         assert one["shared_bytes"] + in_registers >= unit_tiles * weights_per_unit_tile
         return
-    assert one["unit_tiles"] * one["slices"] >= unit_tiles
-    assert one["unit_tiles"] * (one["slices"] - 1) < unit_tiles, "a block without units"
-    assert one["threads"] >= 128 * one["unit_tiles"], "a cell without a thread"
+    # Whole k tiles of 32 bytes are shared out: of 16-bit types that may be one unit tile more.
+    shared_out = -(-(-(-hidden * element // 32) * 32 // element) // 8)
+    assert unit_tiles <= shared_out <= unit_tiles + 1
+    assert one["unit_tiles"] * one["slices"] >= shared_out
+    assert one["unit_tiles"] * (one["slices"] - 1) < shared_out, "a block without units"
+    cells = 128 * one["unit_tiles"]
+    assert cells % one["threads"] == 0 or cells < one["threads"], "threads with unlike work"
     assert 1 <= one["groups"] <= row_tiles, "a group without rows"
     assert one["blocks"] == one["slices"] * one["groups"]
     in_registers = one["reg_tiles"] * one["threads"] // 32 * one["unit_tiles"] * 1024

@@ -76,8 +76,13 @@ __global__ void __launch_bounds__(kMaxThreads)
 
   Acc c[4];
   T h[4];
-  bool valid[4];      // a row of the batch and a unit of the layer
-  int64_t length[2];  // of the lane's two rows
+  bool valid[4];       // a row of the batch and a unit of the layer
+  int64_t length[2];   // of the lane's two rows
+  Gates<Acc> bias[2];  // of its two units
+  for (int u = 0; u < 2; ++u) {
+    const int64_t unit = unit0 + cell_unit(u);
+    bias[u] = unit < p.hidden ? load_bias<Acc, T>(d.b_ih, d.b_hh, unit, p.hidden) : Gates<Acc>{};
+  }
   for (int i = 0; i < 2; ++i) length[i] = row_length(p.steps, row0 + cell_row(2 * i));
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
@@ -96,9 +101,9 @@ __global__ void __launch_bounds__(kMaxThreads)
       x[e] = {};
       if (valid[e] && t < length[e / 2]) {
         const int64_t n = p.steps.offset(t) + row0 + cell_row(e);
-        x[e] = load_gates<Acc>(
-            static_cast<const T*>(d.gates_x) + n * p.gates_x_stride + unit0 + cell_unit(e),
-            p.hidden);
+        x[e] = bias[e % 2] + load_gates<Acc>(static_cast<const T*>(d.gates_x) +
+                                                 n * p.gates_x_stride + unit0 + cell_unit(e),
+                                             p.hidden);
       }
     }
     hw::sync_block();
@@ -111,9 +116,9 @@ __global__ void __launch_bounds__(kMaxThreads)
       if (t < length[e / 2]) {
         const int64_t n = p.steps.offset(t) + row0 + cell_row(e);
         const Gates<Acc> a =
-            activate(z[0][e] + x[e].i, z[1][e] + x[e].f, z[2][e] + x[e].g, z[3][e] + x[e].o);
+            activate<Math>(z[0][e] + x[e].i, z[1][e] + x[e].f, z[2][e] + x[e].g, z[3][e] + x[e].o);
         c[e] = cell_state(a, c[e]);
-        h[e] = From<T>::acc(hidden_state(a, tanh_of(c[e])));
+        h[e] = From<T>::acc(hidden_state(a, Math::tanh(c[e])));
         static_cast<T*>(d.y)[n * p.y_stride + unit] = h[e];
         if (kSave) {
           store_gates(static_cast<T*>(d.gates) + n * p.gates_stride + unit, p.hidden, a);
@@ -192,7 +197,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       Gates<T> dz{};
       if (live[e]) {
         const SavedCell<Acc> s = kLoadEarly ? saved[e] : load(e);
-        dz = gates_of<T>(gate_gradients(s.a, s.c_prev, tanh_of(s.c), dh[e] + s.grad_y, dc[e]));
+        dz = gates_of<T>(gate_gradients(s.a, s.c_prev, Math::tanh(s.c), dh[e] + s.grad_y, dc[e]));
         const int64_t n = p.steps.offset(t) + row0 + cell_row(e);
         put_gates(static_cast<T*>(d.dgates) + n * p.dgates_stride + unit, p.hidden, dz,
                   [](T* to, T value) { *to = value; });

@@ -8,6 +8,8 @@ namespace fused_lstm::cuda {
 
 namespace {
 
+constexpr double kOperandTileBytes = kRowTile * kTileBytes;
+
 constexpr Rates kRates[] = {
     // cc, GHz, fp32, fp64, mma, peak, memory GB/s, L2 GB/s
     {80, 1.41, 64, 32, 1024, 1024, 2000, 4000},     // A100 80 GB
@@ -69,41 +71,70 @@ const Latencies& latencies() {
   return values;
 }
 
+namespace {
+
+// What one row tile of one step asks of the SM that has it.
+struct RowTileWork {
+  double fma, shared_bytes, cells;
+  double l2_bytes, cluster_bytes;  // in through L2, out to the cluster
+
+  RowTileWork(const LstmProblem& problem, Arithmetic arithmetic, const Loop& loop, int operands) {
+    const int element = element_size(arithmetic);
+    const bool block = loop.algorithm == Algorithm::block;
+    const double k_tiles = static_cast<double>(k_tile_count(problem.hidden_size, element));
+    const double unit_tiles =
+        block ? static_cast<double>(unit_tile_count(problem.hidden_size)) : loop.slices.unit_tiles;
+    const double warps = block ? 1 : loop.slices.k_warps;
+    const double operand = k_tiles * operands * kOperandTileBytes;
+    cells = unit_tiles * kCells;
+    fma = cells * kGates * k_tiles * kTileBytes / element;
+    // In plan A every warp reads the operand; in B and C the warps share it out and then add up
+    // what each has.
+    const double sums = block ? 0 : warps * cells * (operands == 1 ? kGates : 1);
+    shared_bytes = unit_tiles * std::max(0.0, k_tiles - warps * loop.reg_tiles) * kBlockBytes +
+                   operand * (block ? unit_tiles : 1) + 2 * sums * accumulator_size(arithmetic);
+    l2_bytes = loop.algorithm == Algorithm::grid ? operand : 0;
+    cluster_bytes =
+        loop.algorithm == Algorithm::cluster ? cells * operands * element * loop.cluster : 0;
+  }
+};
+
+double hop_us(Algorithm algorithm) {
+  const Latencies& latency = latencies();
+  if (algorithm == Algorithm::block) return latency.block_barrier_us;
+  return 2 * latency.block_barrier_us +
+         (algorithm == Algorithm::cluster ? latency.cluster_hop_us : latency.l2_hop_us);
+}
+
+}  // namespace
+
 double loop_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device,
                     const Loop& loop, int operands) {
   const Rates& rates = rates_of(device);
   const Latencies& latency = latencies();
-  const int element = element_size(arithmetic);
-  const bool small = loop.algorithm == Algorithm::block;
-  const double k_tiles = static_cast<double>(k_tile_count(problem.hidden_size, element));
-  const double unit_tiles =
-      small ? static_cast<double>(unit_tile_count(problem.hidden_size)) : loop.slices.unit_tiles;
+  const RowTileWork work(problem, arithmetic, loop, operands);
+  const double blocks = static_cast<double>(loop.blocks * problem.directions);
   // Blocks that share an SM share what it can do.
-  const double per_sm =
-      std::max(1.0, static_cast<double>(loop.blocks * problem.directions) / device.multiprocessors);
-  const double warps = small ? 1 : loop.slices.k_warps;
-  const double weights = unit_tiles * std::max(0.0, k_tiles - warps * loop.reg_tiles) * kBlockBytes;
-  const double operand = k_tiles * operands * kRowTile * kTileBytes;
-  const double fma = kRowTile * unit_tiles * kUnitTile * kGates * k_tiles * kTileBytes / element;
-
-  // In plan A every warp reads the operand; in B and C the warps of a block share it out.
-  const double shared_cycles =
-      (weights + operand * (small ? unit_tiles : 1)) / latency.shared_bytes_per_cycle;
-  const double operand_cycles =
-      loop.algorithm == Algorithm::grid ? operand / latency.l2_bytes_per_cycle : 0;
-  const double cycles =
-      std::max(shared_cycles, fma / fma_per_cycle(arithmetic, rates, rates.mma_fma)) +
-      operand_cycles;
-  double wait = latency.block_barrier_us;
-  if (loop.algorithm == Algorithm::cluster) wait = latency.cluster_barrier_us;
-  if (loop.algorithm == Algorithm::grid) wait = latency.l2_hop_us + latency.block_barrier_us;
-  // Row tiles of one block follow each other; the waiting of one hides behind the work of others.
-  const double row_tiles = small ? 1
+  const double per_sm = std::max(1.0, blocks / device.multiprocessors);
+  const double product =
+      us_of_cycles(std::max(work.shared_bytes / latency.shared_bytes_per_cycle,
+                            work.fma / fma_per_cycle(arithmetic, rates, rates.mma_fma)),
+                   rates);
+  // L2 serves all SMs together, and each at its own width.
+  const double gather = std::max(us_of_cycles(work.l2_bytes / latency.l2_bytes_per_cycle, rates),
+                                 us_of_bytes(blocks / per_sm * work.l2_bytes, rates.l2_gb_per_s)) +
+                        us_of_cycles(work.cluster_bytes / latency.cluster_bytes_per_cycle, rates);
+  const double instructions =
+      tensor_core(arithmetic) ? latency.fast_cell_instructions : latency.cell_instructions;
+  const double cells = us_of_cycles(work.cells * instructions / rates.fp32_fma, rates);
+  // The row tiles of a block follow each other, each with all its waiting.
+  const bool block = loop.algorithm == Algorithm::block;
+  const double row_tiles = block ? 1
                                  : static_cast<double>(ceil_div(row_tile_count(problem.batch),
                                                                 std::max(loop.slices.groups, 1)));
-  const double work = us_of_cycles(cycles, rates) * row_tiles * per_sm;
+  const double latencies_us = hop_us(loop.algorithm) + latency.cell_us;
   return std::max(
-      work + wait + latency.cell_us * (small ? per_sm : row_tiles),
+      row_tiles * ((product + gather + cells) * per_sm + latencies_us),
       us_of_bytes(step_bytes(problem, arithmetic, rows_per_step(problem)), rates.memory_gb_per_s));
 }
 

@@ -22,16 +22,20 @@ struct Rates {
   double l2_gb_per_s;
 };
 
-// Latencies, the same for all: H100 figures.
+// Latencies and widths, the same for all: H100 figures. An SM-to-SM load takes 180 cycles, one from
+// L2 263; a hop is a store, and a load that finds it.
 struct Latencies {
-  double block_barrier_us = 0.05;    // __syncthreads
-  double cell_us = 0.30;             // load gates_x, activate, store: dependent instructions
-  double cluster_barrier_us = 0.65;  // 8 blocks
-  double l2_hop_us = 0.65;           // one block writes and flags, another sees it
-  double kernel_us = 2.5;            // one more launch in a stream
-  double loop_launch_us = 10;        // cooperative launch, zeroed flags
+  double block_barrier_us = 0.05;  // __syncthreads
+  double cell_us = 0.30;           // load gates_x, activate, store: dependent instructions
+  double cluster_hop_us = 0.20;
+  double l2_hop_us = 0.30;
+  double kernel_us = 2.5;          // one more launch in a stream
+  double loop_launch_us = 10;      // cooperative launch, exchange emptied
+  double cell_instructions = 150;  // of one cell: three sigmoids, two tanh
+  double fast_cell_instructions = 60;
   double shared_bytes_per_cycle = 128;
-  double l2_bytes_per_cycle = 64;  // into one SM
+  double l2_bytes_per_cycle = 64;       // into one SM
+  double cluster_bytes_per_cycle = 24;  // out of one SM, to other SMs of its cluster
 };
 
 const Rates& rates_of(const DeviceLimits& device);

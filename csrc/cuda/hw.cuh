@@ -62,11 +62,24 @@ __device__ __forceinline__ Half to_half(float x) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
   return y;
 }
+__device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ uint64_t bits_of(double x) { return __double_as_longlong(x); }
 // To TF32's 10 mantissa bits, ties away from zero; mma would cut the low bits off instead.
 __device__ __forceinline__ float round_tf32(float x) {
   uint32_t y;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
   return __uint_as_float(y);
+}
+// To two units of the last place; 0 and infinity in their places.
+__device__ __forceinline__ float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // ---- synchronisation inside a block ----
@@ -106,31 +119,33 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// ---- between the lanes of a warp; all 32 must call ----
+
+__device__ __forceinline__ uint32_t shuffle_xor(uint32_t value, int lanes) {
+  return __shfl_xor_sync(0xffffffff, value, lanes);
+}
+// Whether any lane's flag is set; asked while polling.
+__device__ __forceinline__ bool any_lane(bool flag) { return __any_sync(0xffffffff, flag); }
+
 // ---- between blocks, through L2 ----
 //
-// A block publishes data with store_exchange, sync_block, and one thread's release_flag; another
-// block's warp sees it after one lane's wait_flag and sync_warp, through load_exchange_16 (which
-// reads L2, never a stale L1 line).
+// Relaxed: single words arrive whole, and in no order but what a fence gives. Relaxed loads read
+// L2, never a stale line of L1.
 
-template <typename T>
-__device__ __forceinline__ void store_exchange(T* to, T value) {
-  *to = value;
+__device__ __forceinline__ void store_gpu(uint32_t* to, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
-__device__ __forceinline__ void release_flag(uint32_t* flag, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+__device__ __forceinline__ void store_gpu(uint64_t* to, uint64_t value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
 }
-__device__ __forceinline__ void wait_flag(const uint32_t* flag, uint32_t at_least) {
-  uint32_t seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-  } while (seen < at_least);
-}
-__device__ __forceinline__ void load_exchange_16(uint32_t (&to)[4], const void* from) {
-  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+__device__ __forceinline__ void load_gpu_16(uint64_t (&to)[2], const void* from) {
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(to[0]), "=l"(to[1])
                : "l"(from)
                : "memory");
 }
+// What this thread stored before is there for whoever sees what it stores after.
+__device__ __forceinline__ void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // ---- thread-block clusters (compute capability 9.0 and later) ----
 
@@ -141,29 +156,50 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 #endif
   return rank;
 }
-// Every thread of every block of the cluster arrives, then waits; what was stored to another
-// block's shared memory before the arrival is seen after the wait.
-__device__ __forceinline__ void cluster_arrive() {
+// Every thread of every block of the cluster; what any stored before is seen by all after.
+__device__ __forceinline__ void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   __syncwarp();  // "aligned" asks for whole warps
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-// Stores 8 bytes at `local`'s place in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ void store_cluster_8(void* local, uint32_t rank, uint64_t value) {
+// Where `local` of this block's shared memory lies in that of block `rank` of the cluster.
+__device__ __forceinline__ uint32_t cluster_address(const void* local, uint32_t rank) {
+  uint32_t remote = 0;
 #if __CUDA_ARCH__ >= 900
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(local));
-  uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(remote), "l"(value) : "memory");
+#endif
+  return remote;
+}
+// As between blocks through L2, to `local`'s place in the shared memory of block `rank`.
+__device__ __forceinline__ void store_cluster(uint32_t* local, uint32_t rank, uint32_t value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(cluster_address(local, rank)),
+      "r"(value)
+      : "memory");
 #endif
 }
-
+__device__ __forceinline__ void store_cluster(uint64_t* local, uint32_t rank, uint64_t value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.relaxed.cluster.shared::cluster.u64 [%0], %1;" ::"r"(cluster_address(local, rank)),
+      "l"(value)
+      : "memory");
+#endif
+}
+// From this block's shared memory, where other blocks store.
+__device__ __forceinline__ void load_cluster_16(uint64_t (&to)[2], const void* from) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from));
+  asm volatile("ld.relaxed.cluster.shared::cta.v2.u64 {%0, %1}, [%2];"
+               : "=l"(to[0]), "=l"(to[1])
+               : "r"(address)
+               : "memory");
+#endif
+}
 }  // namespace hw
 }  // namespace cuda
 }  // namespace fused_lstm

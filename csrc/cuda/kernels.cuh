@@ -64,13 +64,12 @@ ForwardKernel forward_kernel(const Loop& loop) {
   if (loop.algorithm == Algorithm::cluster) {
     return pick<std::size(V::cluster)>(loop.variant, [](auto i) -> ForwardKernel {
       constexpr SlicedVariant v = V::cluster[decltype(i)::value];
-      return &sliced_forward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.max_threads,
-                             kSave>;
+      return &sliced_forward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.threads, kSave>;
     });
   }
   return pick<std::size(V::grid)>(loop.variant, [](auto i) -> ForwardKernel {
     constexpr SlicedVariant v = V::grid[decltype(i)::value];
-    return &sliced_forward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.max_threads, kSave>;
+    return &sliced_forward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.threads, kSave>;
   });
 }
 
@@ -86,12 +85,12 @@ BackwardKernel backward_kernel(const Loop& loop) {
   if (loop.algorithm == Algorithm::cluster) {
     return pick<std::size(V::cluster)>(loop.variant, [](auto i) -> BackwardKernel {
       constexpr SlicedVariant v = V::cluster[decltype(i)::value];
-      return &sliced_backward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.max_threads>;
+      return &sliced_backward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.threads>;
     });
   }
   return pick<std::size(V::grid)>(loop.variant, [](auto i) -> BackwardKernel {
     constexpr SlicedVariant v = V::grid[decltype(i)::value];
-    return &sliced_backward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.max_threads>;
+    return &sliced_backward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.threads>;
   });
 }
 

@@ -62,31 +62,30 @@ bool launch_loop(const void* kernel, const Loop& loop, const Params& params, int
 // ---- one arithmetic ----
 
 template <class Params>
-dim3 gate_step_grid(const Params& params, int directions) {
+dim3 gate_step_grid(const Params& params, int directions, int vector) {
   int64_t rows = 0;
   for (int d = 0; d < directions; ++d) rows = std::max(rows, params.direction[d].rows);
-  return dim3(static_cast<unsigned>(gate_step_blocks(rows, params.hidden)), directions);
+  const int64_t blocks = gate_step_blocks(rows, params.hidden, vector);
+  return dim3(static_cast<unsigned>(blocks), directions);
 }
 
 template <class Math>
 void Launcher<Math>::gates_forward(const GateForwardParams& params, int directions, bool save,
                                    Stream stream) {
-  const dim3 grid = gate_step_grid(params, directions);
-  const auto s = static_cast<cudaStream_t>(stream);
-  if (save) {
-    gate_step_forward<Math, true><<<grid, kGateStepThreads, 0, s>>>(params);
-  } else {
-    gate_step_forward<Math, false><<<grid, kGateStepThreads, 0, s>>>(params);
-  }
+  const int vector = gate_step_vector<Math>(params, directions);
+  const auto kernel = gate_step_forward_kernel<Math>(vector, save);
+  kernel<<<gate_step_grid(params, directions, vector), kGateStepThreads, 0,
+           static_cast<cudaStream_t>(stream)>>>(params);
   check_launch(cudaGetLastError(), "gate_step_forward");
 }
 
 template <class Math>
 void Launcher<Math>::gates_backward(const GateBackwardParams& params, int directions,
                                     Stream stream) {
-  const dim3 grid = gate_step_grid(params, directions);
-  gate_step_backward<Math>
-      <<<grid, kGateStepThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+  const int vector = gate_step_vector<Math>(params, directions);
+  const auto kernel = gate_step_backward_kernel<Math>(vector);
+  kernel<<<gate_step_grid(params, directions, vector), kGateStepThreads, 0,
+           static_cast<cudaStream_t>(stream)>>>(params);
   check_launch(cudaGetLastError(), "gate_step_backward");
 }
 

@@ -35,7 +35,7 @@ struct BlockLayout {
 
 // Plans B and C: [warp][k tile][unit tile] weight blocks; [warp][unit tile][gate][cell] partial
 // sums (backward one, not four, per cell); of every row tile of the block, two values kept per
-// cell, the rows' lengths, and in plan B the operand of even and of odd steps.
+// cell, the rows' lengths, and in plan B the ring of operands.
 struct SlicedLayout {
   int64_t warp_k_tiles;  // k tiles of a warp, the last one perhaps fewer
   int64_t row_tiles;     // most row tiles a block has
@@ -52,7 +52,7 @@ struct SlicedLayout {
         lengths(state + row_tiles * 2 * s.unit_tiles * kCells * acc_size),
         operand(lengths + row_tiles * kRowTile * static_cast<int64_t>(sizeof(int64_t))),
         bytes(operand +
-              (cluster ? row_tiles * 2 * operand_bytes(hidden, element_size, operands) : 0)) {}
+              (cluster ? row_tiles * kRing * operand_bytes(hidden, element_size, operands) : 0)) {}
 };
 
 }  // namespace cuda

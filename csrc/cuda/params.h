@@ -40,19 +40,21 @@ struct Steps {
 // A unit tile is 8 hidden units with all four of their gates; a row tile is 16 batch rows. A block
 // owns `unit_tiles` unit tiles and the row tiles `group`, `group + groups`, ... of the batch. Each
 // of its `k_warps` warps sums its share of the k tiles of the recurrent product for all the
-// block's units; then one thread per (row, unit) of a row tile finishes the cell, so
-// 32 * k_warps >= 128 * unit_tiles. Plan B: the `slices` blocks of a group are one cluster.
+// block's units; then the threads share out the 128 * unit_tiles cells of the row tile. Plan B: the
+// `slices` blocks of a group are one cluster.
 struct Slices {
   int32_t unit_tiles;  // unit tiles per block
   int32_t k_warps;     // warps per block
-  int32_t slices;      // blocks that together own all unit tiles: ceil(unit tiles / unit_tiles)
+  int32_t slices;      // blocks that together own all: ceil(sliced_unit_tiles() / unit_tiles)
   int32_t groups;      // how many groups of `slices` blocks share the row tiles
 };
 
 // ---- plans A, B, C: the recurrent loop of one layer, all directions in one launch ----
 
 struct ForwardDirection {
-  const void* gates_x;  // [N, 4H] T: W_ih x + b_ih + b_hh, gate order i f g o
+  const void* gates_x;  // [N, 4H] T: W_ih x, gate order i f g o
+  const void* b_ih;     // [4H] T, or nullptr for zeros
+  const void* b_hh;     // [4H] T, or nullptr for zeros
   const void* w_hh;     // [4H, H] T
   const void* h0;       // [B, H] T, or nullptr for zeros
   const void* c0;       // [B, H] T, or nullptr for zeros
@@ -61,8 +63,7 @@ struct ForwardDirection {
   void* c_n;            // [B, H] T
   void* gates;          // [N, 4H] T activated gates; may be gates_x itself. Only if saving
   void* c;              // [N, H] Acc cell states. Only if saving
-  void* exchange;       // plan C: exchange_bytes(), 16-byte aligned, zeroed before the launch
-  uint32_t* flags;      // plan C: flag_count() counters, zeroed before the launch
+  void* exchange;       // plan C: exchange_bytes(), 16-byte aligned, all bits set before the launch
   int32_t reverse;      // 1: walks time from the last step to the first
 };
 
@@ -89,9 +90,8 @@ struct BackwardDirection {
   void* dgates;          // [N, 4H] T: gradient of the pre-activation gates; never `gates`
   void* dh0;             // [B, H] T, or nullptr where not wanted
   void* dc0;             // [B, H] T, or nullptr where not wanted
-  void* exchange;        // plan C: exchange_bytes(), 16-byte aligned, zeroed before the launch
-  uint32_t* flags;       // plan C: flag_count() counters, zeroed before the launch
-  int32_t reverse;       // as in the forward pass
+  void* exchange;   // plan C: exchange_bytes(), 16-byte aligned, all bits set before the launch
+  int32_t reverse;  // as in the forward pass
 };
 
 struct BackwardParams {
@@ -113,6 +113,8 @@ struct GateForwardDirection {
   int64_t rows;         // live rows of the step
   const void* gates_x;  // [rows, 4H] T: the step's rows of the input projection
   const void* gates_h;  // [rows, 4H] T: W_hh h_prev, or nullptr if gates_x holds the sum
+  const void* b_ih;     // [4H] T, or nullptr for zeros
+  const void* b_hh;     // [4H] T, or nullptr for zeros
   void* c_carry;        // [rows, H] Acc contiguous: c of the step before, replaced by the new c
   void* h;              // [rows, H] T: the new h (y, or with projection what W_hr is applied to)
   void* h_carry;        // [rows, H] T contiguous: a second copy of h, or nullptr
@@ -173,16 +175,22 @@ FUSED_LSTM_HOST_DEVICE constexpr int64_t k_tile_count(int64_t hidden, int64_t el
   return ceil_div(hidden * element_size, kTileBytes);
 }
 
+// Unit tiles that plans B and C share out: those of whole k tiles, so that every word of an operand
+// has an owner.
+FUSED_LSTM_HOST_DEVICE constexpr int64_t sliced_unit_tiles(int64_t hidden, int64_t element_size) {
+  return ceil_div(k_tile_count(hidden, element_size) * (kTileBytes / element_size), kUnitTile);
+}
+
+// Operands of one row tile that plans B and C keep, for as many epochs; see exchange.cuh.
+constexpr int kRing = 4;
+
 // Bytes of ForwardDirection::exchange (operands = 1: h) or BackwardDirection::exchange
-// (operands = 4: the gradients of four gates): [2, row tiles * 16, operands, k tiles * 32 bytes].
+// (operands = 4: the gradients of four gates): [kRing, row tiles * 16, operands, k tiles * 32
+// bytes].
 FUSED_LSTM_HOST_DEVICE constexpr int64_t exchange_bytes(int64_t batch, int64_t hidden,
                                                         int64_t element_size, int operands) {
-  return 2 * row_tile_count(batch) * kRowTile * operands * k_tile_count(hidden, element_size) *
+  return kRing * row_tile_count(batch) * kRowTile * operands * k_tile_count(hidden, element_size) *
          kTileBytes;
-}
-// One counter per row tile and slice: [row tiles, slices].
-FUSED_LSTM_HOST_DEVICE constexpr int64_t flag_count(int64_t batch, int64_t slices) {
-  return row_tile_count(batch) * slices;
 }
 
 }  // namespace cuda

@@ -21,6 +21,9 @@ struct Question {
   int operands;      // of the recurrent product: 1 forward (h), 4 backward (gradients of the gates)
 
   int64_t unit_tiles() const { return unit_tile_count(problem.hidden_size); }
+  int64_t sliced_tiles() const {
+    return sliced_unit_tiles(problem.hidden_size, element_size(arithmetic));
+  }
   int64_t row_tiles() const { return row_tile_count(problem.batch); }
 };
 
@@ -93,11 +96,11 @@ Loop sliced_loop(const Question& q, Algorithm algorithm, int variant, const Slic
   loop.algorithm = algorithm;
   loop.variant = variant;
   loop.reg_tiles = shape.reg_tiles;
-  loop.threads = shape.max_threads;
-  loop.registers = registers_for(q.device, shape.max_threads);
+  loop.threads = shape.threads;
+  loop.registers = registers_for(q.device, shape.threads);
   loop.slices.unit_tiles = shape.unit_tiles;
-  loop.slices.k_warps = shape.max_threads / 32;
-  loop.slices.slices = static_cast<int32_t>(ceil_div(q.unit_tiles(), shape.unit_tiles));
+  loop.slices.k_warps = shape.threads / 32;
+  loop.slices.slices = static_cast<int32_t>(ceil_div(q.sliced_tiles(), shape.unit_tiles));
   loop.slices.groups = static_cast<int32_t>(groups);
   loop.blocks = loop.slices.slices * groups;
   if (algorithm == Algorithm::cluster) loop.cluster = loop.slices.slices;
@@ -122,7 +125,7 @@ Answer ask_cluster(const Question& q, const SlicedVariant (&variants)[n]) {
   }
   int64_t least_slices = 0, least_shared = 0;
   for (size_t i = 0; i < n; ++i) {
-    const int64_t slices = ceil_div(q.unit_tiles(), variants[i].unit_tiles);
+    const int64_t slices = ceil_div(q.sliced_tiles(), variants[i].unit_tiles);
     least_slices = least_slices == 0 ? slices : std::min(least_slices, slices);
     if (slices > q.device.cluster_blocks) continue;
     const int64_t room = resident_clusters(q.device, slices) / q.problem.directions;

@@ -10,8 +10,9 @@
 // member = lane % 4, cell e is row group + 8 * (e / 2), unit 2 * member + e % 2.
 //
 // Forward:  sum[gate] += h[:, k] * W[gate, units, k]         one operand, four gates
-// Backward: sum[gate] += dgate[:, k] * W[gate, k, units]     one operand per gate; the caller adds
-//                                                           the four sums (four chains, not one)
+// Backward: sum        += dgate[:, k] * W[gate, k, units]     one operand per gate; summed in 4, 2
+// or
+//                                                           1 chains, so that 4 are under way
 #pragma once
 
 #include "math.cuh"
@@ -28,22 +29,17 @@ constexpr int kTileUnits = kTileBytes / static_cast<int>(sizeof(typename Math::E
 __device__ __forceinline__ int cell_row(int e) { return hw::lane() / 4 + 8 * (e / 2); }
 __device__ __forceinline__ int cell_unit(int e) { return hw::lane() % 4 * 2 + e % 2; }
 
-// Where operand tiles are read from, and how many 16-byte words a lane asks for before it uses the
-// first: what travels through L2 takes some 300 cycles, and requests in flight share them.
+// Where operand tiles are read from: how many 16-byte words a lane asks for before it uses the
+// first, and whether a word may not be there yet and is polled. exchange.cuh has the ones that are.
 struct LoadShared {
   static constexpr int kInFlight = 1;
+  static constexpr bool kPolls = false;
   __device__ __forceinline__ void operator()(uint32_t (&to)[4], const char* from) const {
     const int4 v = *reinterpret_cast<const int4*>(from);
     to[0] = v.x;
     to[1] = v.y;
     to[2] = v.z;
     to[3] = v.w;
-  }
-};
-struct LoadExchange {
-  static constexpr int kInFlight = 8;
-  __device__ __forceinline__ void operator()(uint32_t (&to)[4], const char* from) const {
-    hw::load_exchange_16(to, from);
   }
 };
 
@@ -72,6 +68,10 @@ struct Tile {
   template <class Load>
   static __device__ __forceinline__ void read_operand(Operand& a, const char* tile, Load load) {
     load(a.word, tile + hw::lane() * 16);
+  }
+  template <class Load>
+  static __device__ __forceinline__ bool missing(const Operand& a, Load load) {
+    return load.missing(a.word);
   }
   static __device__ __forceinline__ void read_weights(Weights& b, const char* gate_block) {
     const int2 v = reinterpret_cast<const int2*>(gate_block)[hw::lane()];
@@ -113,6 +113,11 @@ struct Tile<Math, false> {
     for (int i = 0; i < 4; ++i) {
       load(a.word[i], tile + (hw::lane() / 4 + i / 2 * 8) * kTileBytes + i % 2 * 16);
     }
+  }
+  template <class Load>
+  static __device__ __forceinline__ bool missing(const Operand& a, Load load) {
+    return load.missing(a.word[0]) || load.missing(a.word[1]) || load.missing(a.word[2]) ||
+           load.missing(a.word[3]);
   }
   static __device__ __forceinline__ void read_weights(Weights& b, const char* gate_block) {
 #pragma unroll
@@ -176,6 +181,8 @@ struct WarpWeights {
   using Warp = Tile<Math>;
   static constexpr int kRegs = kRegTiles > 0 ? kRegTiles : 1;
   static constexpr int kOperands = kTransposed ? kGates : 1;
+  static constexpr int kChains = !kTransposed || kUnitTiles == 1 ? kGates : kUnitTiles == 2 ? 2 : 1;
+  using Sums = typename Warp::Acc[kUnitTiles][kChains][4];
 
   int first, count;
   char* shared;
@@ -202,11 +209,10 @@ struct WarpWeights {
     }
   }
 
-  // sum[unit tile][gate] of the k tiles; `operand` is the first k tile of the whole operand, and
-  // going backward gate g's operand lies gate_bytes * g further on.
+  // sum[unit tile][gate, or chain] of the k tiles; `operand` is the first k tile of the whole
+  // operand, and going backward gate g's operand lies gate_bytes * g further on.
   template <class Load>
-  __device__ __forceinline__ void multiply(typename Warp::Acc (&sum)[kUnitTiles][kGates][4],
-                                           const char* operand, int64_t gate_bytes,
+  __device__ __forceinline__ void multiply(Sums& sum, const char* operand, int64_t gate_bytes,
                                            Load load) const {
     constexpr int kWords = kOperands * Warp::kOperandWords;  // of a k tile
     constexpr int kBatch = Load::kInFlight > kWords ? Load::kInFlight / kWords : 1;
@@ -249,11 +255,10 @@ struct WarpWeights {
     fill_weights<Math, kTransposed>(to, w_hh, stride, hidden, unit0 + u * kUnitTile,
                                     static_cast<int64_t>(first + j) * kTileUnits<Math>);
   }
-  // Operand tiles: `ahead` asks for a batch of them where the way is long; where it is short each
-  // is read when it is used, which takes fewer registers.
+  // Operand tiles: `ahead` asks for a batch of them where they are polled, until all are there;
+  // where the way is short each is read when it is used, which takes fewer registers.
   template <class Load, int kBatch>
   struct Reader {
-    static constexpr bool kAhead = Load::kInFlight > 1;
     const char* tile;
     int64_t gate_bytes;
     int count;
@@ -264,17 +269,30 @@ struct WarpWeights {
     }
     __device__ __forceinline__ void ahead(typename Warp::Operand (&a)[kBatch][kOperands],
                                           int j0) const {
+      if constexpr (Load::kPolls) {
+        bool missing;
+        do {
+          missing = false;
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
+          for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
-        for (int g = 0; g < kOperands; ++g) {
-          if (kAhead && j0 + i < count) read(a[i][g], j0 + i, g);
-        }
+            for (int g = 0; g < kOperands; ++g) {
+              if (j0 + i < count) read(a[i][g], j0 + i, g);
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+            for (int g = 0; g < kOperands; ++g) {
+              if (j0 + i < count) missing |= Warp::missing(a[i][g], load);
+            }
+          }
+        } while (hw::any_lane(missing));
       }
     }
     __device__ __forceinline__ typename Warp::Operand operand(
         const typename Warp::Operand (&a)[kBatch][kOperands], int j0, int i, int g) const {
-      if (kAhead) return a[i][g];
+      if constexpr (Load::kPolls) return a[i][g];
       typename Warp::Operand now;
       read(now, j0 + i, g);
       return now;
@@ -282,8 +300,8 @@ struct WarpWeights {
   };
 
   template <class OperandOf, class WeightsOf>
-  static __device__ __forceinline__ void multiply_tile(
-      typename Warp::Acc (&sum)[kUnitTiles][kGates][4], OperandOf operand, WeightsOf weights) {
+  static __device__ __forceinline__ void multiply_tile(Sums& sum, OperandOf operand,
+                                                       WeightsOf weights) {
 #pragma unroll
     for (int g = 0; g < kOperands; ++g) {
       const typename Warp::Operand a = operand(g);
@@ -291,7 +309,9 @@ struct WarpWeights {
       for (int u = 0; u < kUnitTiles; ++u) {
 #pragma unroll
         for (int gate = 0; gate < kGates; ++gate) {
-          if (!kTransposed || gate == g) Warp::multiply(sum[u][gate], a, weights(u, gate));
+          if (!kTransposed || gate == g) {
+            Warp::multiply(sum[u][gate % kChains], a, weights(u, gate));
+          }
         }
       }
     }

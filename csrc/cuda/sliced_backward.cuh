@@ -9,28 +9,39 @@ namespace fused_lstm {
 namespace cuda {
 
 template <class Math, template <class, int> class Exchange, int kUnitTiles, int kRegTiles,
-          int kMaxThreads>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+          int kThreads>
+__global__ void __launch_bounds__(kThreads, 1)
     sliced_backward(const __grid_constant__ BackwardParams p) {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
   using DGates = Exchange<Math, kGates>;
+  using Block = SlicedBlock<Math, kUnitTiles, kRegTiles, kThreads, true, DGates::kCluster>;
+  constexpr int kOwn = Block::kOwn;
   const BackwardDirection& d = p.direction[hw::block_y()];
-  const SlicedBlock<Math, kUnitTiles, kRegTiles, true, DGates::kCluster> block(
-      p.slices, p.steps, static_cast<const T*>(d.w_hh), p.w_hh_stride, p.hidden);
-  DGates exchange(d.exchange, d.flags, block.shared_operand, p.slices, block.slice, p.hidden,
-                  p.steps.batch, block.weights.first, block.weights.count);
-  const bool reverse = d.reverse != 0;
+  const Block block(p.slices, p.steps, static_cast<const T*>(d.w_hh), p.w_hh_stride, p.hidden);
+  const DGates exchange(d.exchange, block.shared_operand, p.slices, p.hidden, p.steps.batch);
   const int64_t unit = block.unit;
+  const auto put_dgates = [&](int local, int i, int64_t epoch, const Gates<T>& dz) {
+    char* operand = exchange.operand(block.row_tile(local), local, epoch);
+    const T of_gate[kGates] = {dz.i, dz.f, dz.g, dz.o};
+#pragma unroll
+    for (int gate = 0; gate < kGates; ++gate) {
+      put<Math>(exchange, operand + gate * exchange.gate_bytes(), block.cell_row(i), unit,
+                Math::round_operand(of_gate[gate]));
+    }
+  };
 
   // Kept per cell: the gradients of h (0) and c (1) that later steps have left.
   for (int local = 0; local < block.row_tiles; ++local) {
-    const int64_t row = block.row0(local) + block.cell_row;
-    if (!block.unit_valid || row >= p.steps.batch) continue;
-    block.state(local, 0) =
-        load_or_zero<Acc>(static_cast<const T*>(d.grad_h_n), row, p.grad_state_stride, unit);
-    block.state(local, 1) =
-        load_or_zero<Acc>(static_cast<const T*>(d.grad_c_n), row, p.grad_state_stride, unit);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (!block.valid(local, i)) continue;
+      const int64_t row = block.row(local, i);
+      block.state(local, i, 0) =
+          load_or_zero<Acc>(static_cast<const T*>(d.grad_h_n), row, p.grad_state_stride, unit);
+      block.state(local, i, 1) =
+          load_or_zero<Acc>(static_cast<const T*>(d.grad_c_n), row, p.grad_state_stride, unit);
+    }
   }
 
   // Step `step` multiplies the gate gradients of step - 1 (epoch step), which are there for the
@@ -39,43 +50,47 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int64_t step = 0; step <= longest; ++step) {
     for (int local = 0; local < block.row_tiles && step <= block.steps(local); ++local) {
       const int64_t count = block.steps(local);
-      const int64_t t = reverse ? step : count - 1 - step;
-      const int64_t before = reverse ? step - 1 : count - step;  // the step walked before this one
-      const int64_t row = block.row0(local) + block.cell_row;
-      const bool valid = block.unit_valid && row < p.steps.batch;
-      const int64_t length = valid ? block.length(local) : 0;
-      const bool live = step < count && t < length;
-      const int64_t n = live ? p.steps.offset(t) + row : 0;
-      // Loaded before the wait: these do not depend on the other blocks.
-      SavedCell<Acc> saved{};
-      if (live) saved = load_saved<T, Acc>(p, d, t, row, unit, length);
+      const int64_t t = d.reverse ? step : count - 1 - step;
+      const int64_t before = d.reverse ? step - 1 : count - step;  // the step walked before this
+      bool live[kOwn];
+      // Loaded before the product: these do not depend on the other blocks.
+      SavedCell<Acc> saved[kOwn];
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        live[i] = step < count && block.valid(local, i) && t < block.length(local, i);
+        if (!live[i]) continue;
+        saved[i] = load_saved<T, Acc>(p, d, t, block.row(local, i), unit, block.length(local, i));
+      }
 
       if (step > 0) {
-        exchange.wait(block.row_tile(local), step);
         block.multiply(exchange, exchange.operand(block.row_tile(local), local, step));
-        if (valid && before < length) block.state(local, 0) = block.sum(0);
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+          if (block.valid(local, i) && before < block.length(local, i)) {
+            block.state(local, i, 0) = block.sum(i, 0);
+          }
+        }
       }
-      if (step == count) {
-        hw::sync_block();  // the sums are read before the next row tile overwrites them
-        continue;
+      if (step == count) continue;
+      Gates<T> dz[kOwn] = {};
+#pragma unroll
+      for (int i = 0; i < kOwn && block.has_cells; ++i) {
+        if (live[i]) {
+          Acc dc = block.state(local, i, 1);
+          dz[i] = gates_of<T>(gate_gradients(saved[i].a, saved[i].c_prev, Math::tanh(saved[i].c),
+                                             block.state(local, i, 0) + saved[i].grad_y, dc));
+          block.state(local, i, 1) = dc;
+        }
+        put_dgates(local, i, step + 1, dz[i]);
       }
-      Gates<T> dz{};
-      if (live) {
-        Acc dc = block.state(local, 1);
-        dz = gates_of<T>(gate_gradients(saved.a, saved.c_prev, tanh_of(saved.c),
-                                        block.state(local, 0) + saved.grad_y, dc));
-        block.state(local, 1) = dc;
-      }
-      if (valid) {
-        char* operand = exchange.operand(block.row_tile(local), local, step + 1);
-        put_gates(operand_at<Math>(operand, block.cell_row, unit),
-                  exchange.gate_bytes() / static_cast<int64_t>(sizeof(T)), dz,
-                  [&](T* to, T value) { exchange.put(to, Math::round_operand(value)); });
-      }
-      exchange.publish(block.row_tile(local), local, step + 1);
-      // Stored last: publishing waits for the stores before it.
-      if (live) {
-        put_gates(static_cast<T*>(d.dgates) + n * p.dgates_stride + unit, p.hidden, dz,
+      if (step > 0) block.retire(exchange, local, step);
+      // Stored last: a fence waits for the stores before it.
+      const int64_t n0 = p.steps.offset(t) + block.row0(local);
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (!live[i]) continue;
+        const int64_t n = n0 + block.cell_row(i);
+        put_gates(static_cast<T*>(d.dgates) + n * p.dgates_stride + unit, p.hidden, dz[i],
                   [](T* to, T value) { *to = value; });
       }
     }
@@ -83,11 +98,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   exchange.finish();
 
   for (int local = 0; local < block.row_tiles; ++local) {
-    const int64_t row = block.row0(local) + block.cell_row;
-    if (!block.unit_valid || row >= p.steps.batch) continue;
-    const int64_t at = row * p.hidden + unit;
-    if (d.dh0) static_cast<T*>(d.dh0)[at] = From<T>::acc(block.state(local, 0));
-    if (d.dc0) static_cast<T*>(d.dc0)[at] = From<T>::acc(block.state(local, 1));
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (!block.valid(local, i)) continue;
+      const int64_t at = block.row(local, i) * p.hidden + unit;
+      if (d.dh0) static_cast<T*>(d.dh0)[at] = From<T>::acc(block.state(local, i, 0));
+      if (d.dc0) static_cast<T*>(d.dc0)[at] = From<T>::acc(block.state(local, i, 1));
+    }
   }
 }
 

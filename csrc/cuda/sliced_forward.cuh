@@ -7,71 +7,83 @@ namespace fused_lstm {
 namespace cuda {
 
 template <class Math, template <class, int> class Exchange, int kUnitTiles, int kRegTiles,
-          int kMaxThreads, bool kSave>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+          int kThreads, bool kSave>
+__global__ void __launch_bounds__(kThreads, 1)
     sliced_forward(const __grid_constant__ ForwardParams p) {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
   using H = Exchange<Math, 1>;
+  using Block = SlicedBlock<Math, kUnitTiles, kRegTiles, kThreads, false, H::kCluster>;
+  constexpr int kOwn = Block::kOwn;
   const ForwardDirection& d = p.direction[hw::block_y()];
-  const SlicedBlock<Math, kUnitTiles, kRegTiles, false, H::kCluster> block(
-      p.slices, p.steps, static_cast<const T*>(d.w_hh), p.w_hh_stride, p.hidden);
-  H exchange(d.exchange, d.flags, block.shared_operand, p.slices, block.slice, p.hidden,
-             p.steps.batch, block.weights.first, block.weights.count);
-  const bool reverse = d.reverse != 0;
+  const Block block(p.slices, p.steps, static_cast<const T*>(d.w_hh), p.w_hh_stride, p.hidden);
+  const H exchange(d.exchange, block.shared_operand, p.slices, p.hidden, p.steps.batch);
   const int64_t unit = block.unit;
+  const Gates<Acc> bias =
+      block.unit_valid ? load_bias<Acc, T>(d.b_ih, d.b_hh, unit, p.hidden) : Gates<Acc>{};
+  const auto put_h = [&](int local, int i, int64_t epoch, T h) {
+    put<Math>(exchange, exchange.operand(block.row_tile(local), local, epoch), block.cell_row(i),
+              unit, Math::round_operand(h));
+  };
 
   // Epoch 0: the initial state. Rows beyond the batch and units beyond H stay zero.
   for (int local = 0; local < block.row_tiles; ++local) {
-    const int64_t row = block.row0(local) + block.cell_row;
-    if (block.unit_valid && row < p.steps.batch) {
-      const T h = d.h0 ? static_cast<const T*>(d.h0)[row * p.h0_stride + unit] : T{};
-      block.state(local, 0) =
-          load_or_zero<Acc>(static_cast<const T*>(d.c0), row, p.h0_stride, unit);
-      block.state(local, 1) = to_acc(h);
-      char* operand = exchange.operand(block.row_tile(local), local, 0);
-      exchange.put(operand_at<Math>(operand, block.cell_row, unit), Math::round_operand(h));
+    if (!block.has_cells) break;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      T h{};
+      if (block.valid(local, i)) {
+        const int64_t row = block.row(local, i);
+        if (d.h0) h = static_cast<const T*>(d.h0)[row * p.h0_stride + unit];
+        block.state(local, i, 0) =
+            load_or_zero<Acc>(static_cast<const T*>(d.c0), row, p.h0_stride, unit);
+        block.state(local, i, 1) = to_acc(h);
+      }
+      put_h(local, i, 0, h);
     }
-    exchange.publish(block.row_tile(local), local, 0);
   }
 
   const int64_t longest = block.row_tiles > 0 ? block.steps(0) : 0;
   for (int64_t step = 0; step < longest; ++step) {
     for (int local = 0; local < block.row_tiles && step < block.steps(local); ++local) {
-      const int64_t t = reverse ? block.steps(local) - 1 - step : step;
-      const int64_t row = block.row0(local) + block.cell_row;
-      const bool valid = block.unit_valid && row < p.steps.batch;
-      const bool live = valid && t < block.length(local);
-      const int64_t n = live ? p.steps.offset(t) + row : 0;
-      // Loaded before the wait: these do not depend on the other blocks.
-      Gates<Acc> x{};
-      if (live) {
-        x = load_gates<Acc>(static_cast<const T*>(d.gates_x) + n * p.gates_x_stride + unit,
-                            p.hidden);
+      const int64_t t = d.reverse ? block.steps(local) - 1 - step : step;
+      const int64_t n0 = p.steps.offset(t) + block.row0(local);
+      bool live[kOwn];
+      // Loaded before the product: these do not depend on the other blocks.
+      Gates<Acc> x[kOwn], a[kOwn];
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        live[i] = block.valid(local, i) && t < block.length(local, i);
+        if (!live[i]) continue;
+        const int64_t n = n0 + block.cell_row(i);
+        x[i] = bias + load_gates<Acc>(
+                          static_cast<const T*>(d.gates_x) + n * p.gates_x_stride + unit, p.hidden);
       }
 
-      exchange.wait(block.row_tile(local), step);
       block.multiply(exchange, exchange.operand(block.row_tile(local), local, step));
-      Gates<Acc> a{};
-      if (live) {
-        a = activate(x.i + block.sum(0), x.f + block.sum(1), x.g + block.sum(2),
-                     x.o + block.sum(3));
-        const Acc c = cell_state(a, block.state(local, 0));
-        block.state(local, 0) = c;
-        block.state(local, 1) = to_acc(From<T>::acc(hidden_state(a, tanh_of(c))));
+      T h[kOwn] = {};
+#pragma unroll
+      for (int i = 0; i < kOwn && block.has_cells; ++i) {
+        if (live[i]) {
+          a[i] = activate<Math>(x[i].i + block.sum(i, 0), x[i].f + block.sum(i, 1),
+                                x[i].g + block.sum(i, 2), x[i].o + block.sum(i, 3));
+          const Acc c = cell_state(a[i], block.state(local, i, 0));
+          block.state(local, i, 0) = c;
+          block.state(local, i, 1) = to_acc(From<T>::acc(hidden_state(a[i], Math::tanh(c))));
+        }
+        if (block.valid(local, i)) h[i] = From<T>::acc(block.state(local, i, 1));
+        put_h(local, i, step + 1, h[i]);
       }
-      const T h = valid ? From<T>::acc(block.state(local, 1)) : T{};
-      if (valid) {
-        char* operand = exchange.operand(block.row_tile(local), local, step + 1);
-        exchange.put(operand_at<Math>(operand, block.cell_row, unit), Math::round_operand(h));
-      }
-      exchange.publish(block.row_tile(local), local, step + 1);
-      // Stored last: publishing waits for the stores before it.
-      if (live) {
-        static_cast<T*>(d.y)[n * p.y_stride + unit] = h;
+      block.retire(exchange, local, step);
+      // Stored last: a fence waits for the stores before it.
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (!live[i]) continue;
+        const int64_t n = n0 + block.cell_row(i);
+        static_cast<T*>(d.y)[n * p.y_stride + unit] = h[i];
         if (kSave) {
-          store_gates(static_cast<T*>(d.gates) + n * p.gates_stride + unit, p.hidden, a);
-          static_cast<Acc*>(d.c)[n * p.hidden + unit] = block.state(local, 0);
+          store_gates(static_cast<T*>(d.gates) + n * p.gates_stride + unit, p.hidden, a[i]);
+          static_cast<Acc*>(d.c)[n * p.hidden + unit] = block.state(local, i, 0);
         }
       }
     }
@@ -79,11 +91,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   exchange.finish();
 
   for (int local = 0; local < block.row_tiles; ++local) {
-    const int64_t row = block.row0(local) + block.cell_row;
-    if (!block.unit_valid || row >= p.steps.batch) continue;
-    const int64_t at = row * p.hidden + unit;
-    static_cast<T*>(d.c_n)[at] = From<T>::acc(block.state(local, 0));
-    static_cast<T*>(d.h_n)[at] = From<T>::acc(block.state(local, 1));
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (!block.valid(local, i)) continue;
+      const int64_t at = block.row(local, i) * p.hidden + unit;
+      static_cast<T*>(d.c_n)[at] = From<T>::acc(block.state(local, i, 0));
+      static_cast<T*>(d.h_n)[at] = From<T>::acc(block.state(local, i, 1));
+    }
   }
 }
 

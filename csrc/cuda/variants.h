@@ -19,10 +19,10 @@ constexpr BlockVariant kBlockTensorCore[] = {{256, 4}, {512, 2}, {640, 1}};
 constexpr BlockVariant kBlockFp32[] = {{512, 0}};
 constexpr BlockVariant kBlockFp64[] = {{320, 0}};
 
-// Plans B and C: 8 or 16 warps share the k tiles, each for all unit tiles of the block; a thread
-// for each of the 128 cells of a unit tile: max_threads >= 128 unit_tiles.
+// Plans B and C: 8 or 16 warps share the k tiles, each for all unit tiles of the block. The more
+// unit tiles, the fewer blocks read each h, and the longer each computes.
 struct SlicedVariant {
-  int max_threads;
+  int threads;
   int unit_tiles;
   int reg_tiles;
 };
@@ -30,8 +30,8 @@ struct SlicedVariant {
 constexpr SlicedVariant kClusterTensorCore[] = {{256, 2, 2}, {512, 4, 0}};
 constexpr SlicedVariant kClusterFp32[] = {{256, 1, 0}, {256, 2, 0}};
 constexpr SlicedVariant kClusterFp64[] = {{256, 1, 0}, {256, 2, 0}};
-// 64 registers of weights in either.
-constexpr SlicedVariant kGridTensorCore[] = {{256, 1, 8}, {256, 2, 4}};
+// 64 registers of weights, or 32 beside the 64 that hold the sums of 4 unit tiles.
+constexpr SlicedVariant kGridTensorCore[] = {{256, 1, 8}, {256, 2, 4}, {256, 4, 1}};
 constexpr SlicedVariant kGridFp32[] = {{256, 1, 0}, {256, 2, 0}};
 constexpr SlicedVariant kGridFp64[] = {{256, 1, 0}};
 

@@ -119,11 +119,10 @@ struct Direction {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
   bool reverse = false;
-  Matrix<T> gates_x, w_hh, h0, c0, grad_h_n, grad_c_n;  // inputs
-  Matrix<T> h_n, c_n, gates, dgates, dh0, dc0;          // outputs
+  Matrix<T> gates_x, b_ih, b_hh, w_hh, h0, c0, grad_h_n, grad_c_n;  // inputs
+  Matrix<T> h_n, c_n, gates, dgates, dh0, dc0;                      // outputs
   Matrix<Acc> c;
   Array<char> exchange;
-  Array<uint32_t> flags;
 };
 
 template <class Math>
@@ -131,7 +130,7 @@ struct Case {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
   int64_t steps, batch, hidden, rows;
-  bool packed, state, grad_y_given, grad_state_given, save;
+  bool packed, bias, state, grad_y_given, grad_state_given, save;
   int64_t pad;
   std::vector<int64_t> offsets;  // [T + 1]
   Array<int64_t> device_offsets;
@@ -144,6 +143,7 @@ struct Case {
     batch = options.number("B");
     hidden = options.number("H");
     steps = options.number("T");
+    bias = options.number("bias") != 0;
     state = options.number("state") != 0;
     grad_y_given = options.number("grad_y") != 0;
     grad_state_given = options.number("grad_state") != 0;
@@ -163,6 +163,7 @@ struct Case {
       Direction<Math> d;
       d.reverse = flag == '1';
       d.gates_x = Matrix<T>(rows, 4 * hidden, pad);
+      for (Matrix<T>* m : {&d.b_ih, &d.b_hh}) *m = Matrix<T>(1, 4 * hidden);
       d.w_hh = Matrix<T>(4 * hidden, hidden, pad);
       for (Matrix<T>* m : {&d.h0, &d.c0, &d.grad_h_n, &d.grad_c_n}) {
         *m = Matrix<T>(batch, hidden, pad);
@@ -201,7 +202,8 @@ struct Case {
     std::ifstream in(path, std::ios::binary);
     read_matrix(in, grad_y);
     for (Direction<Math>& d : directions) {
-      for (Matrix<T>* m : {&d.gates_x, &d.w_hh, &d.h0, &d.c0, &d.grad_h_n, &d.grad_c_n}) {
+      for (Matrix<T>* m :
+           {&d.gates_x, &d.b_ih, &d.b_hh, &d.w_hh, &d.h0, &d.c0, &d.grad_h_n, &d.grad_c_n}) {
         read_matrix(in, *m);
       }
     }

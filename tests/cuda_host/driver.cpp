@@ -1,8 +1,9 @@
 // Runs one case through the kernels of one plan on the emulator, for every seed asked for.
 //
 //   driver in=FILE out=FILE plan=gate_step|block|grid|cluster dtype=fp32|tf32|bf16|fp16|fp64
-//          T= B= H= reverse=0|1|01 [sizes=3,2,1] [state=1] [grad_y=1] [grad_state=1] [pad=]
-//          [reg_tiles=] [unit_tiles= k_warps= groups=] seeds=0,1,2 [omit=SITE]
+//          T= B= H= reverse=0|1|01 [sizes=3,2,1] [bias=1] [state=1] [grad_y=1] [grad_state=1]
+//          [pad=] [reg_tiles=] [unit_tiles= groups=] seeds=0,1,2 [omit=SITE]
+//   driver in=FILE out=FILE plan=activations dtype=...
 //
 // Writes the outputs as float64, and prints the synchronising calls reached, one a line; omit
 // leaves the calls of one of those lines out. Exits 1 with a message if a run fails, or if two

@@ -1,98 +1,19 @@
-// The scheduler behind emulator.h: fibers, barriers, warp meetings, store buffers.
+// The scheduler behind emulator.h: fibers, barriers, warp meetings.
 #include <sanitizer/common_interface_defs.h>
-#include <ucontext.h>
 
 #include <cstdlib>
-#include <exception>
-#include <memory>
-#include <random>
 #include <string>
-#include <vector>
 
-#include "hw.cuh"
+#include "scheduler.h"
 
 namespace emulator {
-namespace {
-
-constexpr size_t kStackBytes = 64 * 1024;
-
-struct Store {
-  void* to;
-  size_t bytes;
-  unsigned char data[16];
-};
-void apply(std::vector<Store>& stores) {
-  for (const Store& store : stores) std::memcpy(store.to, store.data, store.bytes);
-  stores.clear();
-}
-void append(std::vector<Store>& to, std::vector<Store>& from) {
-  to.insert(to.end(), from.begin(), from.end());
-  from.clear();
-}
-
-struct Block;
-
-struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack;
-  void* fake_stack = nullptr;
-  Block* block = nullptr;
-  int index = 0;  // thread of its block
-  bool done = false;
-  const uint32_t* flag = nullptr;  // waits until *flag >= at_least
-  uint32_t at_least = 0;
-  uint64_t cluster_waits = 0;
-  std::vector<Store> stores;         // exchange stores that no barrier has followed yet
-  std::vector<Store> remote_stores;  // to other blocks of the cluster
-};
-
-struct Meeting {  // one warp's collective
-  int arrived = 0;
-  const char* name = nullptr;
-  void* arguments[32];
-};
-
-struct Cluster {
-  int threads = 0, arrived = 0;
-  uint64_t phase = 0;
-  std::vector<Fiber*> waiting;
-};
-
-struct Block {
-  int x = 0, y = 0, rank = 0;
-  Cluster* cluster = nullptr;
-  std::vector<Block*> peers;  // blocks of the cluster by rank
-  char* shared = nullptr;
-  std::vector<Fiber> fibers;
-  std::vector<Meeting> meetings;              // per warp
-  std::vector<std::vector<Store>> published;  // per warp: stores that a sync_warp ordered
-  std::vector<Store> stores;                  // stores that a block barrier ordered
-  std::vector<Fiber*> at_barrier;
-  std::vector<Fiber*> runnable;
-};
-
-enum class Policy { kUniform, kPriorities, kSticky };
-
-struct Scheduler {
-  Grid grid;
-  const std::function<void()>* body = nullptr;
-  std::vector<Block> blocks;
-  std::vector<Cluster> clusters;
-  std::vector<Fiber*> flag_waiters;
-  std::vector<uint64_t> priority;
-  std::mt19937_64 random;
-  Policy policy = Policy::kUniform;
-  bool newest_first = false;
-  size_t last_block = 0;
-  ucontext_t context;
-  void* fake_stack = nullptr;
-  const void* stack_bottom = nullptr;
-  size_t stack_size = 0;
-  Fiber* current = nullptr;
-  std::exception_ptr failure;
-};
 
 Scheduler* scheduler = nullptr;
+
+void make_runnable(Fiber* fiber) { fiber->block->runnable.push_back(fiber); }
+
+namespace {
+
 std::vector<Site> seen_sites;
 
 // ---- switching ----
@@ -112,8 +33,6 @@ void block_current() {
   to_scheduler(scheduler->current);
   if (scheduler->failure) throw Abandon{};
 }
-
-void make_runnable(Fiber* fiber) { fiber->block->runnable.push_back(fiber); }
 
 void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler->stack_bottom, &scheduler->stack_size);
@@ -173,19 +92,6 @@ Fiber* choose() {
   return fiber;
 }
 
-void wake_flag_waiters() {
-  std::vector<Fiber*>& waiters = scheduler->flag_waiters;
-  for (size_t i = 0; i < waiters.size();) {
-    if (*waiters[i]->flag >= waiters[i]->at_least) {
-      make_runnable(waiters[i]);
-      waiters[i] = waiters.back();
-      waiters.pop_back();
-    } else {
-      ++i;
-    }
-  }
-}
-
 // ---- a grid ----
 
 void build_blocks(Scheduler& s) {
@@ -206,7 +112,7 @@ void build_blocks(Scheduler& s) {
     block.shared = static_cast<char*>(std::aligned_alloc(16, bytes ? bytes : 16));
     std::memset(block.shared, 0xff, bytes);
     block.meetings.resize(grid.threads / 32);
-    block.published.resize(grid.threads / 32);
+    block.unfinished = grid.threads;
     block.fibers = std::vector<Fiber>(grid.threads);
     for (int t = 0; t < grid.threads; ++t) {
       Fiber& fiber = block.fibers[t];
@@ -234,32 +140,34 @@ void launch(const Grid& grid, const std::function<void()>& body) {
   s.random.seed(grid.seed);
   s.policy = static_cast<Policy>(grid.seed % 3);
   s.newest_first = grid.seed % 2 == 1;
+  s.delivery = static_cast<Delivery>(grid.seed / 2 % 4);
   scheduler = &s;
   build_blocks(s);
   for (size_t i = 0; i < s.blocks.size(); ++i) s.priority.push_back(s.random());
 
   size_t unfinished = s.blocks.size() * grid.threads;
-  while (unfinished > 0 && !s.failure) {
-    Fiber* fiber = choose();
-    if (!fiber) {
-      s.failure = std::make_exception_ptr(
-          Error("deadlock: " + std::to_string(unfinished) + " threads wait for ever"));
-      break;
+  try {
+    while (unfinished > 0 && !s.failure) {
+      deliver_some();
+      Fiber* fiber = choose();
+      if (!fiber) {
+        if (wake_any()) continue;
+        throw Error("deadlock: " + std::to_string(unfinished) + " threads wait for ever");
+      }
+      run(fiber);
+      if (!fiber->done) continue;
+      --unfinished;
+      --fiber->block->unfinished;
     }
-    run(fiber);
-    if (fiber->done) --unfinished;
+  } catch (const Error&) {
+    s.failure = std::current_exception();
   }
   for (Block& block : s.blocks) {
     for (Fiber& fiber : block.fibers) {
       if (!fiber.done) run(&fiber);  // after a failure: unwinds its stack
     }
   }
-  for (Block& block : s.blocks) {
-    apply(block.stores);
-    for (auto& stores : block.published) apply(stores);
-    for (Fiber& fiber : block.fibers) apply(fiber.stores);
-    std::free(block.shared);
-  }
+  for (Block& block : s.blocks) std::free(block.shared);
   scheduler = nullptr;
   if (s.failure) std::rethrow_exception(s.failure);
 }
@@ -283,6 +191,17 @@ void meet_warp(const char* name, void* arguments, void (*act)(void* const* lanes
   }
 }
 
+// A barrier: the last of `count` to come wakes the others.
+static void meet(std::vector<Fiber*>& waiting, size_t count) {
+  Fiber* fiber = scheduler->current;
+  waiting.push_back(fiber);
+  if (waiting.size() < count) return block_current();
+  for (Fiber* other : waiting) {
+    if (other != fiber) make_runnable(other);
+  }
+  waiting.clear();
+}
+
 int omitted = -1;
 
 const std::vector<Site>& sites() { return seen_sites; }
@@ -297,19 +216,10 @@ bool omit(Site site) {
   return static_cast<int>(number) == omitted;
 }
 
-void buffer_store(void* to, const void* from, size_t bytes) {
-  Store store{to, bytes, {}};
-  std::memcpy(store.data, from, bytes);
-  scheduler->current->stores.push_back(store);
-}
-
-void buffer_remote_store(void* local, uint32_t rank, const void* from, size_t bytes) {
+void* cluster_address(void* local, uint32_t rank) {
   Block* block = scheduler->current->block;
   if (rank >= block->peers.size()) throw Error("store to a block outside the cluster");
-  const ptrdiff_t offset = static_cast<char*>(local) - block->shared;
-  Store store{block->peers[rank]->shared + offset, bytes, {}};
-  std::memcpy(store.data, from, bytes);
-  scheduler->current->remote_stores.push_back(store);
+  return block->peers[rank]->shared + (static_cast<char*>(local) - block->shared);
 }
 
 void check_aligned(const void* address, size_t bytes) {
@@ -335,64 +245,50 @@ uint32_t cluster_rank() { return static_cast<uint32_t>(scheduler->current->block
 
 void sync_warp(const char* file, int line) {
   if (emulator::omit({file, line})) return;
-  emulator::Fiber* fiber = scheduler->current;
-  emulator::append(fiber->block->published[fiber->index / 32], fiber->stores);
   emulator::meet_warp("sync_warp", nullptr, nullptr);
 }
 
 void sync_block(const char* file, int line) {
   if (emulator::omit({file, line})) return;
-  emulator::Fiber* fiber = scheduler->current;
-  emulator::Block* block = fiber->block;
-  block->at_barrier.push_back(fiber);
-  emulator::append(block->stores, fiber->stores);
-  if (block->at_barrier.size() < block->fibers.size()) return emulator::block_current();
-  for (auto& stores : block->published) emulator::append(block->stores, stores);
-  for (emulator::Fiber* other : block->at_barrier) {
-    if (other != fiber) emulator::make_runnable(other);
+  emulator::Block* block = scheduler->current->block;
+  emulator::meet(block->at_barrier, block->fibers.size());
+}
+
+void sync_cluster(const char* file, int line) {
+  if (emulator::omit({file, line})) return;
+  emulator::Cluster* cluster = scheduler->current->block->cluster;
+  emulator::deliver_all(scheduler->current);
+  emulator::meet(cluster->at_barrier, cluster->threads);
+}
+
+void fence_gpu(const char* file, int line) {
+  if (emulator::omit({file, line})) return;
+  emulator::deliver_all(scheduler->current);
+}
+
+uint32_t shuffle_xor(uint32_t value, int lanes) {
+  struct Arguments {
+    uint32_t value, result;
+    int lanes;
+  } arguments{value, 0, lanes};
+  emulator::meet_warp("shuffle_xor", &arguments, [](void* const* all) {
+    const auto of = [&](int lane) { return static_cast<Arguments*>(all[lane]); };
+    for (int lane = 0; lane < 32; ++lane) of(lane)->result = of(lane ^ of(lane)->lanes)->value;
+  });
+  return arguments.result;
+}
+
+bool any_lane(bool flag) {
+  emulator::meet_warp("any_lane", &flag, [](void* const* all) {
+    bool any = false;
+    for (int lane = 0; lane < 32; ++lane) any |= *static_cast<bool*>(all[lane]);
+    for (int lane = 0; lane < 32; ++lane) *static_cast<bool*>(all[lane]) = any;
+  });
+  if (flag) {
+    scheduler->pollers.push_back(scheduler->current);
+    emulator::block_current();
   }
-  block->at_barrier.clear();
-}
-
-void release_flag(uint32_t* flag, uint32_t value, const char* file, int line) {
-  if (emulator::omit({file, line})) return;
-  emulator::Fiber* fiber = scheduler->current;
-  emulator::apply(fiber->block->stores);
-  emulator::apply(fiber->block->published[fiber->index / 32]);
-  emulator::apply(fiber->stores);
-  *flag = value;
-  emulator::wake_flag_waiters();
-}
-
-void wait_flag(const uint32_t* flag, uint32_t at_least, const char* file, int line) {
-  if (emulator::omit({file, line})) return;
-  emulator::Fiber* fiber = scheduler->current;
-  fiber->flag = flag;
-  fiber->at_least = at_least;
-  if (*flag >= at_least) return;
-  scheduler->flag_waiters.push_back(fiber);
-  emulator::block_current();
-}
-
-void cluster_arrive(const char* file, int line) {
-  if (emulator::omit({file, line})) return;
-  emulator::Fiber* fiber = scheduler->current;
-  emulator::Cluster* cluster = fiber->block->cluster;
-  emulator::apply(fiber->remote_stores);
-  if (++cluster->arrived < cluster->threads) return;
-  cluster->arrived = 0;
-  ++cluster->phase;
-  for (emulator::Fiber* other : cluster->waiting) emulator::make_runnable(other);
-  cluster->waiting.clear();
-}
-
-void cluster_wait(const char* file, int line) {
-  if (emulator::omit({file, line})) return;
-  emulator::Fiber* fiber = scheduler->current;
-  emulator::Cluster* cluster = fiber->block->cluster;
-  if (fiber->cluster_waits++ < cluster->phase) return;
-  cluster->waiting.push_back(fiber);
-  emulator::block_current();
+  return flag;
 }
 
 }  // namespace hw

@@ -1,14 +1,15 @@
 // The hardware functions of csrc/cuda/hw.cuh on the host, for tests: one fiber per CUDA thread.
 //
 // All blocks of a grid are resident together. A fiber runs until it must wait (block barrier, warp
-// collective, flag, cluster barrier); which one runs next depends on the seed. What hardware leaves
-// open is made to happen late on purpose:
+// collective, cluster barrier, polling); which one runs next depends on the seed. What hardware
+// leaves open is made to happen late on purpose:
 //   * shared memory starts as NaN bytes and is allocated to the byte;
-//   * store_exchange is kept in the thread's store buffer, and reaches memory only through a
-//     release_flag that a barrier orders behind it;
-//   * store_cluster_8 reaches the other block's memory only at cluster_arrive.
-// A warp collective that not all 32 lanes of the warp call alike, and a wait that nothing can end,
-// stop the run with an Error.
+//   * store_gpu and store_cluster are kept in the thread's store buffer. They reach memory at a
+//   time
+//     and in an order that the seed chooses, perhaps only when nothing else can go on; a fence and
+//     sync_cluster send off what is in the buffer, and stores to one address keep their order.
+// A warp collective that not all 32 lanes of the warp call alike, a wait that nothing can end, and
+// a store to the shared memory of a block that has ended stop the run with an Error.
 //
 // Every synchronising function knows the source line that calls it, its site. One site can be left
 // out of a run, to see the tests fail.
@@ -67,8 +68,9 @@ const std::vector<Site>& sites();
 // True if this call is to do nothing.
 bool omit(Site site);
 
-void buffer_store(void* to, const void* from, size_t bytes);
-void buffer_remote_store(void* local, uint32_t rank, const void* from, size_t bytes);
+void buffer_store(void* to, const void* from, size_t bytes, int line);
+// Where `local` of this block's shared memory lies in that of block `rank` of its cluster.
+void* cluster_address(void* local, uint32_t rank);
 void check_aligned(const void* address, size_t bytes);
 
 }  // namespace emulator
@@ -88,10 +90,8 @@ char* shared_memory();
 #define EMULATOR_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 void sync_block(EMULATOR_SITE);
 void sync_warp(EMULATOR_SITE);
-void release_flag(uint32_t* flag, uint32_t value, EMULATOR_SITE);
-void wait_flag(const uint32_t* flag, uint32_t at_least, EMULATOR_SITE);
-void cluster_arrive(EMULATOR_SITE);
-void cluster_wait(EMULATOR_SITE);
+void fence_gpu(EMULATOR_SITE);
+void sync_cluster(EMULATOR_SITE);
 #undef EMULATOR_SITE
 uint32_t cluster_rank();
 
@@ -100,6 +100,11 @@ uint32_t cluster_rank();
 inline uint32_t bits_of(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
+  return u;
+}
+inline uint64_t bits_of(double x) {
+  uint64_t u;
+  std::memcpy(&u, &x, 8);
   return u;
 }
 inline float float_of(uint32_t u) {
@@ -138,6 +143,8 @@ inline float round_tf32(float x) {
   if (!std::isfinite(x)) return x;
   return float_of((bits_of(x) + 0x1000) & 0xffffe000);
 }
+inline float exp2(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 
 // ---- tensor cores, by the fragment layouts of the PTX manual ----
 
@@ -196,19 +203,27 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   emulator::meet_warp("mma_tf32", &arguments, mma_warp<1, tf32_element>);
 }
 
+// ---- between lanes ----
+
+uint32_t shuffle_xor(uint32_t value, int lanes);
+// Lanes that are told to poll again sleep until some store has reached memory.
+bool any_lane(bool flag);
+
 // ---- between blocks ----
 
-template <typename T>
-void store_exchange(T* to, T value) {
-  emulator::buffer_store(to, &value, sizeof(T));
+template <typename Word>
+void store_gpu(Word* to, Word value, int line = __builtin_LINE()) {
+  emulator::buffer_store(to, &value, sizeof(Word), line);
 }
-inline void load_exchange_16(uint32_t (&to)[4], const void* from) {
+inline void load_gpu_16(uint64_t (&to)[2], const void* from) {
   emulator::check_aligned(from, 16);
   std::memcpy(to, from, 16);
 }
-inline void store_cluster_8(void* local, uint32_t rank, uint64_t value) {
-  emulator::buffer_remote_store(local, rank, &value, 8);
+template <typename Word>
+void store_cluster(Word* local, uint32_t rank, Word value, int line = __builtin_LINE()) {
+  emulator::buffer_store(emulator::cluster_address(local, rank), &value, sizeof(Word), line);
 }
+inline void load_cluster_16(uint64_t (&to)[2], const void* from) { load_gpu_16(to, from); }
 
 }  // namespace hw
 }  // namespace cuda

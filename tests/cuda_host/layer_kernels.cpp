@@ -37,11 +37,11 @@ emulator::Grid grid_of(const Loop& loop, int directions) {
 }
 
 template <class Params>
-emulator::Grid gate_step_grid(const Params& params, int directions) {
+emulator::Grid gate_step_grid(const Params& params, int directions, int vector) {
   int64_t rows = 0;
   for (int d = 0; d < directions; ++d) rows = std::max(rows, params.direction[d].rows);
   emulator::Grid grid;
-  grid.x = static_cast<int>(gate_step_blocks(rows, params.hidden));
+  grid.x = static_cast<int>(gate_step_blocks(rows, params.hidden, vector));
   grid.y = directions;
   grid.threads = kGateStepThreads;
   return grid;
@@ -77,16 +77,19 @@ void launch_gates_forward(Arithmetic arithmetic, const GateForwardParams& params
                           bool save, Stream) {
   with_math(arithmetic, [&](auto math) {
     using Math = decltype(math);
-    const auto kernel = save ? &gate_step_forward<Math, true> : &gate_step_forward<Math, false>;
-    emulator::launch(gate_step_grid(params, directions), [&] { kernel(params); });
+    const int vector = gate_step_vector<Math>(params, directions);
+    const auto kernel = gate_step_forward_kernel<Math>(vector, save);
+    emulator::launch(gate_step_grid(params, directions, vector), [&] { kernel(params); });
   });
 }
 
 void launch_gates_backward(Arithmetic arithmetic, const GateBackwardParams& params, int directions,
                            Stream) {
   with_math(arithmetic, [&](auto math) {
-    emulator::launch(gate_step_grid(params, directions),
-                     [&] { gate_step_backward<decltype(math)>(params); });
+    using Math = decltype(math);
+    const int vector = gate_step_vector<Math>(params, directions);
+    const auto kernel = gate_step_backward_kernel<Math>(vector);
+    emulator::launch(gate_step_grid(params, directions, vector), [&] { kernel(params); });
   });
 }
 

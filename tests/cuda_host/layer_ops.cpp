@@ -48,14 +48,6 @@ void gemm(Arithmetic arithmetic, const Matrix& out, const Operand& a, const Oper
   to.copy_(result);
 }
 
-void linear(Arithmetic, const at::Tensor& out, const at::Tensor& x, const at::Tensor& w,
-            const at::Tensor& bias, Stream) {
-  const at::ScalarType sum_type = state_type(x.scalar_type());
-  at::Tensor result = at::mm(x.to(sum_type), w.t().to(sum_type));
-  if (bias.defined()) result.add_(bias.to(sum_type));
-  out.copy_(result);
-}
-
 }  // namespace fused_lstm::cuda
 
 TORCH_LIBRARY(fused_lstm_emulated, m) {

@@ -20,6 +20,8 @@ ForwardParams forward_params(Case<Math>& c) {
   for (size_t i = 0; i < c.directions.size(); ++i) {
     Direction<Math>& d = c.directions[i];
     p.direction[i] = {d.gates_x.data(),
+                      c.bias ? d.b_ih.data() : nullptr,
+                      c.bias ? d.b_hh.data() : nullptr,
                       d.w_hh.data(),
                       c.state ? d.h0.data() : nullptr,
                       c.state ? d.c0.data() : nullptr,
@@ -29,7 +31,6 @@ ForwardParams forward_params(Case<Math>& c) {
                       d.gates.data(),
                       d.c.data(),
                       d.exchange.data(),
-                      d.flags.data(),
                       d.reverse};
   }
   return p;
@@ -56,7 +57,6 @@ BackwardParams backward_params(Case<Math>& c) {
                       d.dh0.data(),
                       d.dc0.data(),
                       d.exchange.data(),
-                      d.flags.data(),
                       d.reverse};
   }
   return p;
@@ -78,6 +78,11 @@ void gemm(int64_t rows, int64_t columns, int64_t k, A a, B b, T* out) {
       }
     }
   }
+}
+
+inline emulator::Grid gate_step_grid(int64_t rows, int64_t hidden, int vector, uint64_t seed) {
+  return {
+      static_cast<int>(gate_step_blocks(rows, hidden, vector)), 1, kGateStepThreads, 1, 0, seed};
 }
 
 template <class Math>
@@ -102,19 +107,16 @@ void gate_step_forward_layer(Case<Math>& c, Direction<Math>& d, typename Math::E
     p.direction[0] = {live,
                       d.gates_x.data() + first * d.gates_x.stride,
                       gates_h.data(),
+                      c.bias ? d.b_ih.data() : nullptr,
+                      c.bias ? d.b_hh.data() : nullptr,
                       c_carry.data(),
                       y + first * c.y.stride,
                       h_carry.data(),
                       c.save ? d.gates.data() + first * d.gates.stride : nullptr,
                       c.save ? d.c.data() + first * h : nullptr};
-    emulator::launch({static_cast<int>(gate_step_blocks(live, h)), 1, kGateStepThreads, 1, 0, seed},
-                     [&] {
-                       if (c.save) {
-                         gate_step_forward<Math, true>(p);
-                       } else {
-                         gate_step_forward<Math, false>(p);
-                       }
-                     });
+    const int vector = gate_step_vector<Math>(p, 1);
+    const auto kernel = gate_step_forward_kernel<Math>(vector, c.save);
+    emulator::launch(gate_step_grid(live, h, vector, seed), [&] { kernel(p); });
   }
   for (int64_t i = 0; i < c.batch * h; ++i) {
     d.h_n.at(i / h, i % h) = h_carry[i];
@@ -150,8 +152,9 @@ void gate_step_backward_layer(Case<Math>& c, Direction<Math>& d, typename Math::
                       has_before ? std::min(live, c.offsets[before + 1] - c.offsets[before]) : 0,
                       dc_carry.data(),
                       d.dgates.data() + first * d.dgates.stride};
-    emulator::launch({static_cast<int>(gate_step_blocks(live, h)), 1, kGateStepThreads, 1, 0, seed},
-                     [&] { gate_step_backward<Math>(p); });
+    const int vector = gate_step_vector<Math>(p, 1);
+    const auto kernel = gate_step_backward_kernel<Math>(vector);
+    emulator::launch(gate_step_grid(live, h, vector, seed), [&] { kernel(p); });
     gemm(
         live, h, 4 * h, [&](int64_t r, int64_t k) { return d.dgates.value(first + r, k); },
         [&](int64_t k, int64_t n) { return d.w_hh.value(k, n); }, dh_carry.data());
@@ -203,24 +206,24 @@ void run_block(Case<Math>& c, const Options& options, uint64_t seed) {
 // ---- plans B and C ----
 
 template <class Math>
-void allocate_exchange(Case<Math>& c, const Slices& slices, int operands) {
+void allocate_exchange(Case<Math>& c, int operands) {
   const int element = sizeof(typename Math::Element);
   for (Direction<Math>& d : c.directions) {
-    d.exchange = Array<char>(exchange_bytes(c.batch, c.hidden, element, operands), 0);
-    d.flags = Array<uint32_t>(flag_count(c.batch, slices.slices), 0);
+    d.exchange = Array<char>(exchange_bytes(c.batch, c.hidden, element, operands));
   }
 }
 
-template <class Math, template <class, int> class Exchange, int kUnitTiles, int kRegTiles>
+template <class Math, template <class, int> class Exchange, int kUnitTiles, int kRegTiles,
+          int kThreads>
 void run_sliced_with(Case<Math>& c, const Options& options, uint64_t seed) {
-  constexpr int kThreads = 512;
   constexpr bool kCluster = Exchange<Math, 1>::kCluster;
+  const int element = sizeof(typename Math::Element);
   Slices slices{};
   slices.unit_tiles = kUnitTiles;
-  slices.k_warps = options.number("k_warps");
-  slices.slices = static_cast<int>(ceil_div(unit_tile_count(c.hidden), kUnitTiles));
+  slices.k_warps = kThreads / 32;
+  slices.slices = static_cast<int>(ceil_div(sliced_unit_tiles(c.hidden, element), kUnitTiles));
   slices.groups = options.number("groups");
-  const int element = sizeof(typename Math::Element), acc = sizeof(typename Math::Acc);
+  const int acc = sizeof(typename Math::Acc);
   const auto shared = [&](int operands) {
     return SlicedLayout(slices, c.hidden, c.batch, element, acc, operands, kRegTiles, kCluster)
         .bytes;
@@ -228,11 +231,11 @@ void run_sliced_with(Case<Math>& c, const Options& options, uint64_t seed) {
   emulator::Grid grid;
   grid.x = slices.slices * slices.groups;
   grid.y = static_cast<int>(c.directions.size());
-  grid.threads = 32 * slices.k_warps;
+  grid.threads = kThreads;
   grid.cluster = kCluster ? slices.slices : 1;
   grid.seed = seed;
 
-  allocate_exchange(c, slices, 1);
+  allocate_exchange(c, 1);
   ForwardParams f = forward_params(c);
   f.slices = slices;
   grid.shared = shared(1);
@@ -242,7 +245,7 @@ void run_sliced_with(Case<Math>& c, const Options& options, uint64_t seed) {
   }
   emulator::launch(
       grid, [&] { sliced_forward<Math, Exchange, kUnitTiles, kRegTiles, kThreads, true>(f); });
-  allocate_exchange(c, slices, kGates);
+  allocate_exchange(c, kGates);
   BackwardParams b = backward_params(c);
   b.slices = slices;
   grid.shared = shared(kGates);
@@ -254,16 +257,22 @@ template <class Math, template <class, int> class Exchange>
 void run_sliced(Case<Math>& c, const Options& options, uint64_t seed) {
   // Every arithmetic with one unit tile; the other shapes where they differ, to compile faster.
   constexpr bool kRegisters = Math::kTensorCore && !std::is_same_v<Math, Fp16>;
-  constexpr bool kTwoTiles = std::is_same_v<Math, Bf16> || std::is_same_v<Math, Fp32>;
+  constexpr bool kMoreTiles = std::is_same_v<Math, Bf16> || std::is_same_v<Math, Fp32>;
   const int unit_tiles = options.number("unit_tiles"), reg_tiles = options.number("reg_tiles");
   if (unit_tiles == 1 && reg_tiles == 0)
-    return run_sliced_with<Math, Exchange, 1, 0>(c, options, seed);
+    return run_sliced_with<Math, Exchange, 1, 0, 128>(c, options, seed);
   if constexpr (kRegisters) {
-    if (unit_tiles == 1) return run_sliced_with<Math, Exchange, 1, 2>(c, options, seed);
+    if (unit_tiles == 1) return run_sliced_with<Math, Exchange, 1, 2, 128>(c, options, seed);
   }
-  if constexpr (kTwoTiles) {
+  if constexpr (kMoreTiles) {
     constexpr int kRegTiles = Math::kTensorCore ? 1 : 0;
-    if (unit_tiles == 2) return run_sliced_with<Math, Exchange, 2, kRegTiles>(c, options, seed);
+    // A thread for each cell, for every second one, and more threads than cells.
+    if (unit_tiles == 2)
+      return run_sliced_with<Math, Exchange, 2, kRegTiles, 256>(c, options, seed);
+    if (unit_tiles == 4)
+      return run_sliced_with<Math, Exchange, 4, kRegTiles, 256>(c, options, seed);
+    if (unit_tiles == 1)
+      return run_sliced_with<Math, Exchange, 1, kRegTiles, 160>(c, options, seed);
   }
   throw std::runtime_error("not compiled: unit_tiles, reg_tiles");
 }

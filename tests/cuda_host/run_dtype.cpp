@@ -26,8 +26,23 @@ static void write(std::ofstream& out, const std::vector<double>& values) {
   out.write(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
 }
 
+// sigmoid and tanh of the numbers in the input file.
+template <class Math>
+void run_activations(const Options& options) {
+  std::ifstream in(options.text("in"), std::ios::binary);
+  std::vector<double> results;
+  for (double x; in.read(reinterpret_cast<char*>(&x), sizeof x);) {
+    const auto given = static_cast<typename Math::Acc>(x);
+    results.push_back(Math::sigmoid(given));
+    results.push_back(Math::tanh(given));
+  }
+  std::ofstream out(options.text("out"), std::ios::binary);
+  write(out, results);
+}
+
 template <class Math>
 void run_case(const Options& options) {
+  if (options.text("plan") == "activations") return run_activations<Math>(options);
   std::vector<double> first;
   for (const int64_t seed : options.list("seeds")) {
     const std::vector<double> result = run<Math>(options, seed, true);

@@ -17,7 +17,7 @@ namespace {
 // ---- the loop ----
 
 BackwardParams backward_params(const Layer& layer, const BackwardTensors& tensors, const Loop& loop,
-                               const Exchange& exchange) {
+                               const at::Tensor& exchange) {
   const LstmProblem& p = layer.problem;
   BackwardParams params = {};
   params.steps = layer.device_steps();
@@ -37,8 +37,7 @@ BackwardParams backward_params(const Layer& layer, const BackwardTensors& tensor
     direction.dgates = direction_data(tensors.dgates, d);
     direction.dh0 = direction_data(tensors.dh0, d);
     direction.dc0 = direction_data(tensors.dc0, d);
-    direction.exchange = direction_data(exchange.buffer, d);
-    direction.flags = reinterpret_cast<uint32_t*>(direction_data(exchange.flags, d));
+    direction.exchange = direction_data(exchange, d);
     direction.reverse = layer.directions[d].reverse;
   }
   return params;
@@ -49,7 +48,7 @@ bool backward_loop(const Layer& layer, BackwardTensors& tensors, const Loop& loo
   const LstmProblem& p = layer.problem;
   tensors.dh0 = at::empty({p.directions, p.batch, p.hidden_size}, layer.x.options());
   tensors.dc0 = at::empty({p.directions, p.batch, p.hidden_size}, layer.x.options());
-  const Exchange exchange = make_exchange(layer, loop, /*operands=*/4);
+  const at::Tensor exchange = make_exchange(layer, loop, /*operands=*/4);
   return launch_loop_backward(loop, layer.arithmetic,
                               backward_params(layer, tensors, loop, exchange), p.directions,
                               layer.stream);

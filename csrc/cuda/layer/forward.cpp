@@ -1,6 +1,5 @@
-#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/full.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "cuda/layer/layer.h"
@@ -10,19 +9,20 @@ namespace fused_lstm::cuda {
 
 namespace {
 
-// W_ih x + b_ih + b_hh of all steps, into the memory where the gates will be.
+// W_ih x of all steps, into the memory where the gates will be.
 void project_input(const Layer& layer, const ForwardTensors& tensors) {
-  if (layer.problem.rows == 0) return;
-  for (int d = 0; d < layer.problem.directions; ++d) {
-    const DirectionWeights& weights = layer.directions[d];
-    const at::Tensor bias =
-        weights.b_ih.defined() ? at::add(weights.b_ih, weights.b_hh) : at::Tensor();
-    linear(layer.arithmetic, tensors.gates.select(0, d), layer.x, weights.w_ih, bias, layer.stream);
+  const LstmProblem& p = layer.problem;
+  const int64_t inputs = layer.x.size(1), outputs = 4 * p.hidden_size;
+  for (int d = 0; d < p.directions; ++d) {
+    gemm(layer.arithmetic, {direction_data(tensors.gates, d), p.rows, outputs, outputs},
+         {{layer.x.data_ptr(), p.rows, inputs, inputs}},
+         transposed({layer.directions[d].w_ih.data_ptr(), outputs, inputs, inputs}), false,
+         layer.stream);
   }
 }
 
 ForwardParams forward_params(const Layer& layer, const ForwardTensors& tensors, const Loop& loop,
-                             const Exchange& exchange) {
+                             const at::Tensor& exchange) {
   const LstmProblem& p = layer.problem;
   ForwardParams params = {};
   params.steps = layer.device_steps();
@@ -33,6 +33,8 @@ ForwardParams forward_params(const Layer& layer, const ForwardTensors& tensors, 
   for (int d = 0; d < p.directions; ++d) {
     ForwardDirection& direction = params.direction[d];
     direction.gates_x = direction.gates = direction_data(tensors.gates, d);
+    direction.b_ih = data(layer.directions[d].b_ih);
+    direction.b_hh = data(layer.directions[d].b_hh);
     direction.w_hh = layer.directions[d].w_hh.data_ptr();
     direction.h0 = direction_data(layer.h0, d);
     direction.c0 = direction_data(layer.c0, d);
@@ -40,8 +42,7 @@ ForwardParams forward_params(const Layer& layer, const ForwardTensors& tensors, 
     direction.h_n = direction_data(tensors.h_n, d);
     direction.c_n = direction_data(tensors.c_n, d);
     direction.c = direction_data(tensors.c, d);
-    direction.exchange = direction_data(exchange.buffer, d);
-    direction.flags = reinterpret_cast<uint32_t*>(direction_data(exchange.flags, d));
+    direction.exchange = direction_data(exchange, d);
     direction.reverse = layer.directions[d].reverse;
   }
   return params;
@@ -54,23 +55,19 @@ bool forward_loop(const Layer& layer, ForwardTensors& tensors, const Loop& loop)
   const auto options = layer.x.options();
   tensors.h_n = at::empty({p.directions, p.batch, p.hidden_size}, options);
   tensors.c_n = at::empty({p.directions, p.batch, p.hidden_size}, options);
-  const Exchange exchange = make_exchange(layer, loop, /*operands=*/1);
+  const at::Tensor exchange = make_exchange(layer, loop, /*operands=*/1);
   return launch_loop_forward(loop, layer.arithmetic, forward_params(layer, tensors, loop, exchange),
                              p.directions, p.save, layer.stream);
 }
 
 }  // namespace
 
-Exchange make_exchange(const Layer& layer, const Loop& loop, int operands) {
-  Exchange exchange;
-  if (loop.algorithm != Algorithm::grid) return exchange;
+at::Tensor make_exchange(const Layer& layer, const Loop& loop, int operands) {
+  if (loop.algorithm != Algorithm::grid) return {};
   const LstmProblem& p = layer.problem;
   const int64_t bytes =
       exchange_bytes(p.batch, p.hidden_size, element_size(layer.arithmetic), operands);
-  exchange.buffer = at::zeros({p.directions, bytes}, layer.x.options().dtype(at::kByte));
-  exchange.flags = at::zeros({p.directions, flag_count(p.batch, loop.slices.slices)},
-                             layer.x.options().dtype(at::kInt));
-  return exchange;
+  return at::full({p.directions, bytes}, 255, layer.x.options().dtype(at::kByte));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> lstm_layer(

@@ -2,12 +2,8 @@
 
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContextLight.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/util/Exception.h>
-
-#include <optional>
 
 namespace fused_lstm::cuda {
 
@@ -70,28 +66,6 @@ void gemm(Arithmetic arithmetic, const Matrix& out, const Operand& a, const Oper
   TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "fused_lstm: cublasGemmEx failed with status ",
               static_cast<int>(status), " for a product of [", out.rows, ", ", k, "] and [", k,
               ", ", out.cols, "]");
-}
-
-void linear(Arithmetic arithmetic, const at::Tensor& out, const at::Tensor& x, const at::Tensor& w,
-            const at::Tensor& bias, Stream stream) {
-  if (arithmetic != Arithmetic::tf32) {
-    // cuBLASLt, as PyTorch calls it, adds the bias to the product while it is in registers.
-    std::optional<at::NoTF32Guard> no_tf32;
-    if (arithmetic == Arithmetic::fp32) no_tf32.emplace();
-    at::Tensor result = out;
-    if (bias.defined()) {
-      at::addmm_out(result, bias, x, w.t());
-    } else {
-      at::mm_out(result, x, w.t());
-    }
-    return;
-  }
-  // PyTorch's own product goes by its setting for matmul, which may forbid what that for RNNs
-  // allows.
-  if (bias.defined()) out.copy_(bias.expand_as(out));
-  const int64_t rows = x.size(0), inputs = x.size(1), outputs = w.size(0);
-  gemm(arithmetic, {out.data_ptr(), rows, outputs, outputs}, {{x.data_ptr(), rows, inputs, inputs}},
-       transposed({w.data_ptr(), outputs, inputs, inputs}), bias.defined(), stream);
 }
 
 }  // namespace fused_lstm::cuda

@@ -35,8 +35,8 @@ DirectionWeights read_weights(at::TensorList weights, bool reverse) {
   direction.w_ih = weights[0].contiguous();
   direction.w_hh = weights[1].contiguous();
   if (count >= 4) {
-    direction.b_ih = weights[2];
-    direction.b_hh = weights[3];
+    direction.b_ih = weights[2].contiguous();
+    direction.b_hh = weights[3].contiguous();
   }
   if (count == 3 || count == 5) direction.w_hr = weights[count - 1].contiguous();
   return direction;
@@ -91,6 +91,8 @@ const Plan& plan_layer(const Layer& layer) {
 char* address(const at::Tensor& tensor, int64_t elements) {
   return static_cast<char*>(tensor.data_ptr()) + elements * tensor.element_size();
 }
+
+void* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; }
 
 char* direction_data(const at::Tensor& tensor, int d) {
   return tensor.defined() ? address(tensor, d * tensor.stride(0)) : nullptr;

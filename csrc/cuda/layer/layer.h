@@ -19,7 +19,7 @@ namespace fused_lstm::cuda {
 struct DirectionWeights {
   at::Tensor w_ih;  // [4H, I]
   at::Tensor w_hh;  // [4H, P]
-  at::Tensor b_ih;  // [4H], or undefined
+  at::Tensor b_ih;  // [4H], or undefined; all contiguous
   at::Tensor b_hh;  // [4H], or undefined
   at::Tensor w_hr;  // [P, H], or undefined
   bool reverse;
@@ -58,6 +58,8 @@ const Plan& plan_layer(const Layer& layer);
 
 // Element [index, 0, ...] of a contiguous tensor, or of one whose rows are `stride` elements apart.
 char* address(const at::Tensor& tensor, int64_t elements);
+// Of a contiguous tensor; nullptr where undefined.
+void* data(const at::Tensor& tensor);
 // Direction d of a [D, ...] tensor; nullptr where undefined.
 char* direction_data(const at::Tensor& tensor, int d);
 // Rows [first, first + rows) of a [N, cols] slice whose rows lie `stride` elements apart.

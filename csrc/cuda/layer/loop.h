@@ -7,12 +7,7 @@
 
 namespace fused_lstm::cuda {
 
-struct Exchange {
-  at::Tensor buffer;  // [D, exchange_bytes()] zeroed
-  at::Tensor flags;   // [D, flag_count()] zeroed
-};
-
-// Both undefined for plans that exchange nothing through L2.
-Exchange make_exchange(const Layer& layer, const Loop& loop, int operands);
+// [D, exchange_bytes()], all bits set; undefined for plans that exchange nothing through L2.
+at::Tensor make_exchange(const Layer& layer, const Loop& loop, int operands);
 
 }  // namespace fused_lstm::cuda

@@ -51,6 +51,8 @@ GateForwardDirection forward_direction(const Layer& layer, const ForwardTensors&
   char* gates = direction_data(tensors.gates, d);
   direction.gates_x = rows_of(gates, tensors.gates, first, 0, 0, 4 * hidden).data;
   direction.gates = const_cast<void*>(direction.gates_x);
+  direction.b_ih = data(layer.directions[d].b_ih);
+  direction.b_hh = data(layer.directions[d].b_hh);
   direction.c_carry = direction_data(state.c, d);
   if (tensors.c.defined()) {
     direction.c = rows_of(direction_data(tensors.c, d), tensors.c, first, 0, 0, hidden).data;
