@@ -164,7 +164,9 @@ double gemm_step_us(const LstmProblem& problem, Arithmetic arithmetic, const Dev
   const double read = us_of_bytes(weights, in_l2 ? rates.l2_gb_per_s : rates.memory_gb_per_s);
   // Through memory once, and what the GEMM hands to the gate kernel through L2.
   const double bytes = step_bytes(problem, arithmetic, rows);
-  const double kernels = 1 + problem.directions * (problem.proj_size > 0 ? 3 : 1);
+  // With a projection one more, and packed a copy of what it gives.
+  const double products = problem.proj_size == 0 ? 1 : problem.packed ? 3 : 2;
+  const double kernels = 1 + problem.directions * products;
   return kernels * latencies().kernel_us + std::max(compute, read) +
          us_of_bytes(bytes, rates.memory_gb_per_s) + us_of_bytes(bytes, rates.l2_gb_per_s);
 }

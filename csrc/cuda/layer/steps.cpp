@@ -66,15 +66,33 @@ GateForwardDirection forward_direction(const Layer& layer, const ForwardTensors&
   return direction;
 }
 
-// h_raw -> h_carry and y.
-void project(const Layer& layer, ForwardTensors& tensors, const ForwardState& state, int d,
+// With a projection of dense input y itself is what a step reads of the step before; packed, the
+// rows of y end and begin with their sequences, and a copy is carried.
+bool carried_in_y(const Layer& layer) { return layer.projected() && !layer.problem.packed; }
+
+Matrix y_rows(const Layer& layer, const ForwardTensors& tensors, int d, int64_t t) {
+  const int64_t size = layer.output_size(), stride = tensors.y.size(1);
+  return {address(tensors.y, layer.steps.offset(t) * stride + d * size), layer.steps.size(t), size,
+          stride};
+}
+
+// The h that step number k of direction d starts from.
+Matrix h_before(const Layer& layer, const ForwardTensors& tensors, const ForwardState& state, int d,
+                int64_t k) {
+  if (k > 0 && carried_in_y(layer)) return y_rows(layer, tensors, d, layer.step(d, k - 1));
+  return state_rows(state.h, d, layer.steps.size(layer.step(d, k)));
+}
+
+// h_raw -> y, and what is carried.
+void project(const Layer& layer, const ForwardTensors& tensors, const ForwardState& state, int d,
              int64_t t) {
-  const int64_t rows = layer.steps.size(t), size = layer.output_size();
-  gemm(layer.arithmetic, state_rows(state.h, d, rows), {state_rows(state.h_raw, d, rows)},
+  const Matrix y = y_rows(layer, tensors, d, t);
+  gemm(layer.arithmetic, y, {state_rows(state.h_raw, d, y.rows)},
        transposed(weight(layer.directions[d].w_hr)), false, layer.stream);
-  tensors.y.narrow(0, layer.steps.offset(t), rows)
-      .narrow(1, d * size, size)
-      .copy_(state.h.select(0, d).narrow(0, 0, rows));
+  if (carried_in_y(layer)) return;
+  state.h.select(0, d)
+      .narrow(0, 0, y.rows)
+      .copy_(tensors.y.narrow(0, layer.steps.offset(t), y.rows).narrow(1, d * y.cols, y.cols));
 }
 
 }  // namespace
@@ -99,14 +117,19 @@ void forward_steps(const Layer& layer, ForwardTensors& tensors) {
       params.direction[d] = forward_direction(layer, tensors, state, d, t);
       if (k == 0 && !layer.h0.defined()) continue;
       gemm(layer.arithmetic, {params.direction[d].gates, rows, 4 * hidden, 4 * hidden},
-           {state_rows(state.h, d, rows)}, transposed(weight(layer.directions[d].w_hh)), true,
-           layer.stream);
+           {h_before(layer, tensors, state, d, k)}, transposed(weight(layer.directions[d].w_hh)),
+           true, layer.stream);
     }
     if (most_rows(layer, k) == 0) continue;
     launch_gates_forward(layer.arithmetic, params, p.directions, p.save, layer.stream);
     for (int d = 0; d < p.directions && layer.projected(); ++d) {
       project(layer, tensors, state, d, layer.step(d, k));
     }
+  }
+  for (int d = 0; d < p.directions && p.steps > 0 && carried_in_y(layer); ++d) {
+    const int64_t last = layer.steps.offset(layer.step(d, p.steps - 1));
+    const int64_t size = layer.output_size();
+    state.h.select(0, d).copy_(tensors.y.narrow(0, last, p.batch).narrow(1, d * size, size));
   }
   tensors.h_n = state.h;
   tensors.c_n = state.c.to(layer.x.scalar_type());
