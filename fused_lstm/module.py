@@ -97,5 +97,10 @@ class LSTM(torch.nn.RNNBase):
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
         pass
 
+    # For subclasses with a forward of their own: nn.LSTM's, on the state of two tensors.
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    check_forward_args = torch.nn.LSTM.check_forward_args
+    permute_hidden = torch.nn.LSTM.permute_hidden
+
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels read the weights wherever they lie."""

@@ -64,6 +64,24 @@ def test_repr_and_attributes():
     ]
 
 
+def test_everything_public_of_nn_lstm_is_there():
+    theirs, ours = FULL.modules()
+    assert not [name for name in set(dir(theirs)) - set(dir(ours)) if not name.startswith("_")]
+
+
+def test_helpers_for_subclasses(x):
+    theirs, ours = FULL.modules()
+    state = (torch.randn(4, 3, 2), torch.randn(4, 3, 6))
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(
+        ours.permute_hidden(state, order), theirs.permute_hidden(state, order), rtol=0, atol=0
+    )
+    assert ours.get_expected_cell_size(x, None) == theirs.get_expected_cell_size(x, None)
+    ours.check_forward_args(x, state, None)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size \(4, 3, 6\)"):
+        ours.check_forward_args(x, (state[0], state[0]), None)
+
+
 def test_pickle_deepcopy_and_torch_save(backend, x):
     theirs, ours = FULL.modules()
     stream = io.BytesIO()
