@@ -291,9 +291,10 @@ PACKED = (5, 5, 3, 2, 2, 1)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
-@pytest.mark.parametrize("hidden", [1, 17, 64])
-def test_gate_step(driver: Path, tmp_path: Path, dtype: str, hidden: int) -> None:
-    check(driver, Case("gate_step", dtype, hidden=hidden, pad=3, seeds=(0, 1)), tmp_path)
+@pytest.mark.parametrize(("hidden", "pad"), [(1, 3), (17, 3), (64, 3), (64, 0), (300, 4)], ids=str)
+def test_gate_step(driver: Path, tmp_path: Path, dtype: str, hidden: int, pad: int) -> None:
+    """Element by element, and by 16 bytes where strides allow it."""
+    check(driver, Case("gate_step", dtype, hidden=hidden, pad=pad, seeds=(0, 1)), tmp_path)
 
 
 def test_gate_step_packed(driver: Path, tmp_path: Path) -> None:
