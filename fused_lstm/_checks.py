@@ -31,12 +31,11 @@ def check_input(x: Tensor, dims: int, w_ih: Tensor) -> None:
 
 def check_hidden(hx: State, batch: int, params: Sequence[Sequence[Tensor]]) -> None:
     """``hx`` must have one state per group of ``params``, that is, per layer and direction."""
-    w_hh = params[0][1]
-    sizes = (w_hh.shape[1], w_hh.shape[0] // 4)
-    for k, (state, size) in enumerate(zip(hx, sizes, strict=True)):
-        expected = (len(params), batch, size)
-        if state.shape != expected:
-            raise RuntimeError(f"Expected hidden[{k}] size {expected}, got {list(state.shape)}")
+    gates, proj = params[0][1].shape
+    expected = ((len(params), batch, proj), (len(params), batch, gates // 4))
+    for k in (0, 1):
+        if hx[k].shape != expected[k]:
+            raise RuntimeError(f"Expected hidden[{k}] size {expected[k]}, got {list(hx[k].shape)}")
 
 
 def check_cell_hidden(x: Tensor, hx: State, hidden_size: int) -> None:
@@ -61,11 +60,12 @@ def check_cell_hidden(x: Tensor, hx: State, hidden_size: int) -> None:
 
 def check_same(x: Tensor, name: str, *tensors: Tensor) -> None:
     """Tensors must have the device and dtype of the input."""
+    device, dtype = x.device, x.dtype
     for t in tensors:
-        if t.device != x.device:
-            raise RuntimeError(_not_the_same("device", x.device, name, t.device))
-        if t.dtype != x.dtype:
-            raise RuntimeError(_not_the_same("dtype", x.dtype, name, t.dtype))
+        if t.device != device:
+            raise RuntimeError(_not_the_same("device", device, name, t.device))
+        if t.dtype != dtype:
+            raise RuntimeError(_not_the_same("dtype", dtype, name, t.dtype))
 
 
 def _not_the_same(what: str, wanted: object, name: str, found: object) -> str:
