@@ -9,10 +9,9 @@
 // A lane ends up with 4 cells per gate, whatever the dtype: with group = lane / 4 and
 // member = lane % 4, cell e is row group + 8 * (e / 2), unit 2 * member + e % 2.
 //
-// Forward:  sum[gate] += h[:, k] * W[gate, units, k]         one operand, four gates
-// Backward: sum        += dgate[:, k] * W[gate, k, units]     one operand per gate; summed in 4, 2
-// or
-//                                                           1 chains, so that 4 are under way
+// Forward:  sum[gate] += h[:, k] * W[gate, units, k]      one operand, four gates
+// Backward: sum += dgate[:, k] * W[gate, k, units]        one operand per gate; kChains sums per
+//                                                         unit tile, so that 4 are under way
 #pragma once
 
 #include "math.cuh"
