@@ -51,8 +51,11 @@ def test_more_output_elements_than_the_limit(extension):
         y, (h_n, _) = module(x)
         few, (h_few, _) = module(x[:, -8:].clone())
     assert y.numel() > LIMIT
-    torch.testing.assert_close(y[:, -8:], few, rtol=8e-3, atol=2e-3)
-    torch.testing.assert_close(h_n[:, -8:], h_few, rtol=8e-3, atol=2e-3)
+    # Another batch is summed in another order: a last place may differ, of small values by what
+    # that of the larger ones gives after the next step.
+    eps = torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(y[:, -8:], few, rtol=eps, atol=eps / 4)
+    torch.testing.assert_close(h_n[:, -8:], h_few, rtol=eps, atol=eps / 4)
     torch.testing.assert_close(y[-1], h_n[0], rtol=0, atol=0)
 
 
