@@ -77,8 +77,8 @@ def switch(name: str, default: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def check_compiler() -> list[str]:
-    """The C++ compiler torch will call, as a command line."""
+def check_compiler() -> None:
+    """There must be the C++ compiler that torch will call, and Python's headers."""
     default = "clang++" if sys.platform == "darwin" else "c++"
     command = shlex.split(os.environ.get("CXX", default))
     if sys.platform != "win32" and shutil.which(command[0]) is None:
@@ -89,14 +89,6 @@ def check_compiler() -> list[str]:
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
         refuse(f"{header} is missing. Debian, Ubuntu: `apt install python3-dev`.")
-    return command
-
-
-def accepts(compiler: list[str], flag: str) -> bool:
-    """Whether the compiler can compile and link an empty program with this flag."""
-    command = [*compiler, flag, "-x", "c++", "-", "-o", os.devnull]
-    result = subprocess.run(command, input=b"int main() {}", capture_output=True, check=False)
-    return result.returncode == 0
 
 
 # CUDA or not, and why
@@ -179,7 +171,7 @@ def jobs() -> int:
     return max(1, min([cores or 1, *by_memory]))
 
 
-def cxx_flags(compiler: list[str], torch_includes: list[str]) -> tuple[list[str], list[str]]:
+def cxx_flags(torch_includes: list[str]) -> tuple[list[str], list[str]]:
     """Flags for compiling and for linking the C++ sources."""
     compile_flags = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
     # Python's own flags bring -fwrapv, which hides overflow from the optimiser and the sanitizer.
@@ -187,11 +179,6 @@ def cxx_flags(compiler: list[str], torch_includes: list[str]) -> tuple[list[str]
     # A folder named by -isystem gives no warnings, also where torch names it again by -I.
     compile_flags += [flag for folder in torch_includes for flag in ("-isystem", folder)]
     link_flags = []
-    if accepts(compiler, "-fopenmp"):
-        compile_flags.append("-fopenmp")
-        link_flags.append("-fopenmp")
-    else:
-        say(f"'{compiler[0]}' has no OpenMP: the kernels will run on one thread.")
     if switch("FUSED_LSTM_SANITIZE", "0", ("0", "1")) == "1":
         # vptr needs type information that torch does not export.
         sanitize = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"]
@@ -219,7 +206,7 @@ def build_extension() -> dict:
     """Arguments for setup() that describe fused_lstm._C."""
     check_tools()
     torch = import_torch()
-    compiler = check_compiler()
+    check_compiler()
     find_toolkit()
     from torch.utils import cpp_extension
 
@@ -234,7 +221,7 @@ def build_extension() -> dict:
     elif wanted == "1" and reason is not None:
         refuse(f"FUSED_LSTM_CUDA=1, but CUDA cannot be compiled: {reason}.")
 
-    compile_flags, link_flags = cxx_flags(compiler, cpp_extension.include_paths())
+    compile_flags, link_flags = cxx_flags(cpp_extension.include_paths())
     flags = {"cxx": compile_flags}
     facts = {"TORCH_VERSION": torch.__version__, "CUDA_REASON": reason or ""}
     make_extension = cpp_extension.CppExtension

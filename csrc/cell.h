@@ -6,11 +6,7 @@
 // W_ih x_t + b_ih + W_hh h_{t-1} + b_hh. V is a scalar or a vector of hidden units.
 #pragma once
 
-#if defined(__CUDACC__)
-#define FUSED_LSTM_INLINE __host__ __device__ __forceinline__
-#else
-#define FUSED_LSTM_INLINE inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace fused_lstm {
 

@@ -2,11 +2,22 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace fused_lstm {
 
 enum class DType { float32, float64, bfloat16, float16 };
+
+// "float32" and so on; throws std::invalid_argument for anything else.
+inline DType dtype_named(const std::string& name) {
+  if (name == "float32") return DType::float32;
+  if (name == "float64") return DType::float64;
+  if (name == "bfloat16") return DType::bfloat16;
+  if (name == "float16") return DType::float16;
+  throw std::invalid_argument("expected float32, float64, bfloat16 or float16, got '" + name + "'");
+}
 
 // One layer with all its directions.
 struct LstmProblem {

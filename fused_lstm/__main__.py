@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import fused_lstm
 from fused_lstm import LSTM, _ops
 
-SWITCHES = ("FUSED_LSTM_DISABLE", "FUSED_LSTM_ISA", "FUSED_LSTM_STRICT")
 # Times the error that nn.LSTM makes in the same dtype, and a few units in the last place.
 OUTPUT_FACTOR, GRADIENT_FACTOR, FLOOR = 2, 3, 8
 
@@ -33,12 +32,28 @@ def report() -> Iterator[tuple[str, str]]:
         isas = ", ".join(built["compiled_isas"])
         yield "instruction set", f"{_ops.extension.cpu_isa()} (compiled: {isas})"
         yield "openmp", "yes" if built["openmp"] else "no: the kernels run on one thread"
+        yield "measured", machine_line(_ops.extension.cpu_machine("float32"))
         yield "cuda", cuda_line(built)
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         reason = _ops.unavailable("cpu", dtype)
         yield f"cpu {name_of(dtype)}", "fused" if reason is None else f"fallback: {reason}"
-    in_force = [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
+    in_force = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("FUSED_LSTM_")]
     yield "switches", ", ".join(in_force) or "none"
+
+
+def machine_line(facts: dict[str, float]) -> str:
+    """What the planner of the CPU kernels rests on, measured here."""
+    rate = 2 * facts["lanes"] / facts["multiply_ns"]
+    line = (
+        f"{rate:.0f} GFLOP/s a core; L2 {facts['l2_bytes'] / 2**20:g} MiB, "
+        f"{facts['l2_rate']:.0f} GB/s; shared cache {facts['shared_rate']:.0f} GB/s"
+    )
+    if facts["threads"] > 1:
+        line += (
+            f", {facts['shared_rate_all']:.0f} with all; barrier {facts['barrier_ns_all']:.0f} ns, "
+            f"starting {facts['threads']:.0f} threads {facts['fork_ns_all']:.0f} ns"
+        )
+    return line
 
 
 def cuda_line(built: dict) -> str:

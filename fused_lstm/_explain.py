@@ -19,8 +19,9 @@ from fused_lstm.module import LSTM
 def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
     """Say, layer by layer, which algorithm ``module(input)`` would run here and now, and why.
 
-    What counts as here and now: the device, the number of threads, and whether gradients are
-    recorded (call it under ``torch.no_grad()`` for inference). Nothing is computed.
+    What counts as here and now: the device, the number of threads (one inside another parallel
+    region, and after a fork that lost them), and whether gradients are recorded (call it under
+    ``torch.no_grad()`` for inference). Nothing is computed.
 
     Args:
         module: a ``fused_lstm.LSTM`` or ``fused_lstm.LSTMCell``.
@@ -43,7 +44,7 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
     steps, batch, batch_sizes = _extent(module, input)
     where = str(data.device)
     if data.device.type == "cpu":
-        where += f", {torch.get_num_threads()} threads"
+        where += f", {_cpu_threads()} threads"
     lines = [
         f"{module}: {steps} steps, batch {batch}{' (packed)' if batch_sizes else ''}, "
         f"{_name(dtype)} on {where}, {'gradients recorded' if training else 'inference'}"
@@ -65,12 +66,16 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
                 directions=directions,
                 dtype=_name(dtype),
                 device="cuda" if data.is_cuda else "cpu",
-                threads=torch.get_num_threads(),
                 training=training,
                 batch_sizes=batch_sizes,
             )
         lines += _plan_lines(layer, plan)
     return "\n".join(lines)
+
+
+def _cpu_threads() -> int:
+    """Threads that a call made here and now may have."""
+    return _ops.extension.available_threads() if _ops.extension else torch.get_num_threads()
 
 
 def _extent(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> tuple[int, int, list[int]]:

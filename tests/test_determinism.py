@@ -1,14 +1,20 @@
 """The same call gives the same bits: again, with other threads around, and after a fork."""
 
 import ctypes
+import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from cases import DTYPE_IDS, DTYPES, Case
 
 import fused_lstm
+from fused_lstm import _ops
 
 CASES = {
     "few_rows": Case(T=6, B=1, I=40, H=128),
@@ -166,6 +172,63 @@ def test_in_a_data_loader_worker(extension, context):
     )
     for found in loader:
         torch.testing.assert_close(found, [t.detach() for t in expected])
+
+
+def in_a_fork(module, x, threads, queue) -> None:
+    """What a forked child computes, and with how many threads."""
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        text = fused_lstm.explain(module, x)
+        y = module(x)[0]
+    queue.put((y.numpy(), _ops.extension.last_cpu_plan()["threads"], text))
+
+
+FORK_FIRST = """
+import multiprocessing, sys, torch, fused_lstm
+from test_determinism import in_a_fork
+module, x = fused_lstm.LSTM(64, 256), torch.ones(20, 32, 64)
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+child = context.Process(target=in_a_fork, args=(module, x, 2, queue))
+child.start()
+y, threads, text = queue.get(timeout=60)
+child.join(60)
+torch.set_num_threads(2)
+with torch.no_grad():
+    assert torch.equal(torch.from_numpy(y), module(x)[0])
+print(threads, "2 threads" in text)
+"""
+
+
+def test_a_child_of_a_process_without_threads_may_have_some(extension):
+    """Servers fork their workers early, and each of these may have as many threads as it likes."""
+    result = subprocess.run(
+        [sys.executable, "-c", FORK_FIRST],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout.split() == ["2", "True"], result.stderr
+
+
+def test_a_child_of_a_process_with_a_team_computes_alone(extension):
+    """Its parent's threads did not come along: a team would wait for them for ever."""
+    module, x = fused_lstm.LSTM(64, 256), torch.randn(20, 32, 64)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        expected = module(x)[0]
+    assert extension.last_cpu_plan()["threads"] == 2  # there is a team
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=in_a_fork, args=(module, x, 2, queue))
+    child.start()
+    y, threads, text = queue.get(timeout=60)
+    child.join(60)
+    assert threads == 1
+    assert ", 1 threads" in text
+    assert torch.equal(torch.from_numpy(y), expected)
 
 
 def test_interleaved_shapes_share_nothing(extension):

@@ -44,12 +44,11 @@ def test_it_plans_what_would_run(extension, monkeypatch):
     asked = []
     plan = _ops.extension.plan
 
-    class Spy:
-        def plan(self, **arguments):
-            asked.append(arguments)
-            return plan(**arguments)
+    def spy(**arguments):
+        asked.append(arguments)
+        return plan(**arguments)
 
-    monkeypatch.setattr(_ops, "extension", Spy())
+    monkeypatch.setattr(_ops.extension, "plan", spy)
     module = fused_lstm.LSTM(8, 16, 2, proj_size=3, bidirectional=True)
     with torch.autocast("cpu", torch.bfloat16):
         fused_lstm.explain(module, torch.randn(5, 2, 8))
@@ -59,16 +58,15 @@ def test_it_plans_what_would_run(extension, monkeypatch):
 
 
 def test_rejected_plans_have_a_line_each(extension, monkeypatch):
-    class Planner:
-        def plan(self, **arguments):
-            return {
-                "algorithm": "grid",
-                "why": "it fits",
-                "blocks": 64,
-                "rejected": ["a: 1", "b: 2"],
-            }
+    def plan(**arguments):
+        return {
+            "algorithm": "grid",
+            "why": "it fits",
+            "blocks": 64,
+            "rejected": ["a: 1", "b: 2"],
+        }
 
-    monkeypatch.setattr(_ops, "extension", Planner())
+    monkeypatch.setattr(_ops.extension, "plan", plan)
     text = fused_lstm.explain(fused_lstm.LSTM(8, 16), torch.randn(5, 2, 8))
     assert text.splitlines()[1:] == [
         "  layer 0: grid: it fits",
@@ -76,6 +74,20 @@ def test_rejected_plans_have_a_line_each(extension, monkeypatch):
         "    rejected a: 1",
         "    rejected b: 2",
     ]
+
+
+def test_it_says_what_the_call_then_runs(extension):
+    """Threads and plan, on as many threads as there are and where a call has only one."""
+    module, x = fused_lstm.LSTM(60, 256), torch.randn(50, 32, 60)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            text = fused_lstm.explain(module, x)
+            module(x)
+        ran = extension.last_cpu_plan()
+        assert f"on cpu, {threads} threads" in text
+        for name in ("threads", "rows", "units", "fold", "chunk"):
+            assert f"{name}={ran[name]}" in text
 
 
 def test_the_fallback_is_explained(fallback):

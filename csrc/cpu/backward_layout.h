@@ -1,20 +1,33 @@
-// The workspace of the backward pass.
+// The workspace of the backward pass: which buffers there are, and who may touch them when.
+//
+// Members of a direction group walk a chunk of steps together, then multiply its products together,
+// then walk the next. `own` means: the part that belongs to this member, which no other touches.
+//
+//   buffer            written by                  read by                      between them
+//   w_h, w_x, w_r     prepare (shares)            walk, products               barrier "prepared"
+//   dh, dc, c0        prepare (shares)            walk (own rows and units)    barrier "prepared"
+//   dh                walk: pull_back (own)       walk: next step (own)        -
+//   dgates            walk: gradients (own)       walk: pull_back (own rows,   row barrier of the
+//                                                 all units)                   step
+//   dp                walk: project_back (own)    walk: unproject (own rows)   row barrier
+//   dm                walk: unproject (own)       walk: gradients (own)        -
+//   dgates, dp        walk                        products (all rows)          barrier "walked"
+//   transposed        products (own units)        products (own units)         -
+//   x_, h_, m_panels  products (shares)           products (all)               barrier "packed"
+//   m                 products (shares)           products (all)               barrier "hidden"
+//   all of a chunk    products                    the next chunk's walk        barrier "multiplied"
+//   dw_*, db          products (own units)        finish (own shares)          barrier "multiplied"
+//   dx                products (shares)           sum of directions            barrier of everybody
 #pragma once
 
 #include "layer.h"
-#include "member.h"
+#include "workspace.h"
 
 namespace fused_lstm::cpu {
 
-// Rows of K that a panel holds for depth k.
-template <class T>
-int64_t padded(int64_t k) {
-  return ceil_div(k, kPair<T>) * kPair<T>;
-}
-
 // What one direction needs; null where nobody asks for what it serves.
 template <class T>
-struct BackwardBuffers {
+struct BackwardDirection {
   T* w_h;                             // panels of W_hh, [4H, P] as it lies
   T* w_x;                             // panels of W_ih, [4H, I]
   T* w_r;                             // panels of W_hr, [P, H]
@@ -25,6 +38,7 @@ struct BackwardBuffers {
   T* dp;                              // [chunk, P] gradient of the projected output
   Acc<T>* dm;                         // [B, H] gradient of o * tanh(c) under a projection
   T* m;                               // [chunk, H] o * tanh(c)
+  T* transposed;                      // [4H, transposed_stride] dgates, or dp, by columns
   T* x_panels;                        // panels of the chunk's inputs, [chunk, I]
   T* h_panels;                        // of its previous outputs, [chunk, P]
   T* m_panels;                        // of m
@@ -32,86 +46,110 @@ struct BackwardBuffers {
   T* dx;
 };
 
+// What one member needs for itself.
 template <class T>
-struct BackwardLayout {
-  BackwardBuffers<T> direction[2];
-  T* transposed[2];  // per direction group: [4H, transposed_stride]
-  int64_t transposed_stride;
-  int64_t chunk_rows;
-  size_t bytes;
+struct BackwardScratch {
+  const T** rows;         // [chunk] where rows to be packed lie
+  const Acc<T>** c_rows;  // [rows] where c lies before a step in which some rows begin
+};
 
-  BackwardLayout(const BackwardArgs<T>& args, const CpuPlan& plan, void* base) {
-    const LstmProblem& p = args.problem;
-    chunk_rows = plan.chunk_steps * p.batch;
-    // Not a multiple of 4096 bytes, so that the rows of a tile fall into different cache sets.
-    transposed_stride = padded<T>(chunk_rows) + 64 / int64_t(sizeof(T));
-    Carver carver(base);
-    for (int g = 0; g < plan.direction_groups; ++g) {
-      transposed[g] = carver.take<T>(4 * p.hidden_size * transposed_stride);
-    }
-    for (int d = 0; d < p.directions; ++d) {
+template <class T>
+class BackwardLayout {
+ public:
+  BackwardLayout(const BackwardArgs<T>& args, const CpuPlan& plan, void* base)
+      : args_(args), plan_(plan), chunk_rows_(plan.chunk_steps * args.problem.batch) {
+    Arena arena(base);
+    for (int d = 0; d < args.problem.directions; ++d) {
       // Directions that a group walks one after the other share the buffers of a chunk.
       const int owner = d < plan.direction_groups ? d : 0;
-      if (d == owner) carve_chunk(args, carver, &direction[d]);
-      if (d != owner) direction[d] = direction[owner];
-      carve_direction(args, d, carver, &direction[d]);
+      if (d == owner) carve_chunk(arena, &direction_[d]);
+      if (d != owner) direction_[d] = direction_[owner];
+      carve_direction(d, arena, &direction_[d]);
     }
-    bytes = carver.used();
+    scratch_base_ = base == nullptr ? nullptr : static_cast<char*>(base) + arena.used();
+    Arena one(nullptr);
+    carve_scratch(one);
+    scratch_bytes_ = one.used();
+    bytes_ = arena.used() + plan.threads() * scratch_bytes_;
   }
+
+  size_t bytes() const { return bytes_; }
+  const BackwardDirection<T>& direction(int d) const { return direction_[d]; }
+  BackwardScratch<T> scratch(int rank) const {
+    Arena arena(scratch_base_ + rank * scratch_bytes_);
+    return carve_scratch(arena);
+  }
+  // Not a multiple of 4096 bytes, so that the rows of a tile fall into different cache sets.
+  int64_t transposed_stride() const { return padded<T>(chunk_rows_) + 64 / int64_t(sizeof(T)); }
 
  private:
-  static int64_t panels(int64_t columns) {
-    const int64_t width = 4 * kernels<T>().lanes;
-    return ceil_div(columns, width) * width;
+  int64_t panels(int64_t columns, int64_t k) const {
+    return panel_elements<T>(columns, 4 * args_.kernels->lanes, k);
   }
 
-  void carve_chunk(const BackwardArgs<T>& args, Carver& carver, BackwardBuffers<T>* b) {
-    const LstmProblem& p = args.problem;
+  void carve_chunk(Arena& arena, BackwardDirection<T>* b) const {
+    const LstmProblem& p = args_.problem;
     const int64_t hidden = p.hidden_size, out = p.output_size(), batch = p.batch;
-    const int64_t gates = padded<T>(4 * hidden), rows = padded<T>(chunk_rows);
     const bool projected = p.proj_size > 0;
     bool w_ih = false, w_hh = false, w_hr = false;
     for (int d = 0; d < p.directions; ++d) {
-      w_ih |= args.grads[d].w_ih != nullptr;
-      w_hh |= args.grads[d].w_hh != nullptr;
-      w_hr |= args.grads[d].w_hr != nullptr;
+      w_ih |= args_.grads[d].w_ih != nullptr;
+      w_hh |= args_.grads[d].w_hh != nullptr;
+      w_hr |= args_.grads[d].w_hr != nullptr;
     }
     *b = {};
-    b->w_h = carver.take<T>(panels(out) * gates);
-    if (args.dx != nullptr) b->w_x = carver.take<T>(panels(p.input_size) * gates);
-    if (projected) b->w_r = carver.take<T>(panels(hidden) * padded<T>(out));
-    b->dh = carver.take<Acc<T>>(batch * out);
-    b->dc = carver.take<Acc<T>>(batch * hidden);
-    b->c0 = carver.take<Acc<T>>(batch * hidden);
-    b->dgates = carver.take<T>(chunk_rows * 4 * hidden);
-    if (projected) b->dp = carver.take<T>(chunk_rows * out);
-    if (projected) b->dm = carver.take<Acc<T>>(batch * hidden);
-    if (w_ih) b->x_panels = carver.take<T>(panels(p.input_size) * rows);
-    if (w_hh) b->h_panels = carver.take<T>(panels(out) * rows);
-    if (w_hr) b->m = carver.take<T>(chunk_rows * hidden);
-    if (w_hr) b->m_panels = carver.take<T>(panels(hidden) * rows);
+    b->w_h = arena.take<T>(panels(out, 4 * hidden));
+    if (args_.dx != nullptr) b->w_x = arena.take<T>(panels(p.input_size, 4 * hidden));
+    if (projected) b->w_r = arena.take<T>(panels(hidden, out));
+    b->dh = arena.take<Acc<T>>(batch * out);
+    b->dc = arena.take<Acc<T>>(batch * hidden);
+    b->c0 = arena.take<Acc<T>>(batch * hidden);
+    b->dgates = arena.take<T>(chunk_rows_ * 4 * hidden);
+    b->transposed = arena.take<T>(std::max(4 * hidden, out) * transposed_stride());
+    if (projected) b->dp = arena.take<T>(chunk_rows_ * out);
+    if (projected) b->dm = arena.take<Acc<T>>(batch * hidden);
+    if (w_ih) b->x_panels = arena.take<T>(panels(p.input_size, chunk_rows_));
+    if (w_hh) b->h_panels = arena.take<T>(panels(out, chunk_rows_));
+    if (w_hr) b->m = arena.take<T>(chunk_rows_ * hidden);
+    if (w_hr) b->m_panels = arena.take<T>(panels(hidden, chunk_rows_));
   }
 
-  void carve_direction(const BackwardArgs<T>& args, int d, Carver& carver, BackwardBuffers<T>* b) {
-    const LstmProblem& p = args.problem;
-    const DirectionGradients<T>& grads = args.grads[d];
-    b->dw_ih = sums(grads.w_ih, 4 * p.hidden_size * p.input_size, carver);
-    b->dw_hh = sums(grads.w_hh, 4 * p.hidden_size * p.output_size(), carver);
-    b->dw_hr = sums(grads.w_hr, p.hidden_size * p.output_size(), carver);
-    b->db = sums(grads.b_ih != nullptr ? grads.b_ih : grads.b_hh, 4 * p.hidden_size, carver);
-    b->dx = args.dx;
-    if (d > 0 && args.dx != nullptr) b->dx = carver.take<T>(p.rows * p.input_size);
+  void carve_direction(int d, Arena& arena, BackwardDirection<T>* b) const {
+    const LstmProblem& p = args_.problem;
+    const DirectionGradients<T>& grads = args_.grads[d];
+    b->dw_ih = sums(grads.w_ih, 4 * p.hidden_size * p.input_size, arena);
+    b->dw_hh = sums(grads.w_hh, 4 * p.hidden_size * p.output_size(), arena);
+    b->dw_hr = sums(grads.w_hr, p.hidden_size * p.output_size(), arena);
+    b->db = sums(grads.b_ih != nullptr ? grads.b_ih : grads.b_hh, 4 * p.hidden_size, arena);
+    b->dx = args_.dx;
+    if (d > 0 && args_.dx != nullptr) b->dx = arena.take<T>(p.rows * p.input_size);
   }
 
   // The gradient itself where it can hold the sums, else a buffer.
-  static Acc<T>* sums(T* grad, int64_t size, Carver& carver) {
+  static Acc<T>* sums(T* grad, int64_t size, Arena& arena) {
     if (grad == nullptr) return nullptr;
     if constexpr (std::is_same_v<T, Acc<T>>) {
       return grad;
     } else {
-      return carver.take<Acc<T>>(size);
+      return arena.take<Acc<T>>(size);
     }
   }
+
+  BackwardScratch<T> carve_scratch(Arena& arena) const {
+    BackwardScratch<T> s{};
+    s.rows = arena.take<const T*>(chunk_rows_);
+    if (args_.problem.packed) {
+      s.c_rows = arena.take<const Acc<T>*>(ceil_div(args_.problem.batch, plan_.row_groups));
+    }
+    return s;
+  }
+
+  const BackwardArgs<T>& args_;
+  const CpuPlan& plan_;
+  BackwardDirection<T> direction_[2];
+  int64_t chunk_rows_;
+  char* scratch_base_;
+  size_t scratch_bytes_, bytes_;
 };
 
 }  // namespace fused_lstm::cpu

@@ -1,54 +1,10 @@
 // Forward pass of one layer: packs the weights, then walks the steps of each direction.
+#include "forward_layout.h"
 #include "layer.h"
-#include "member.h"
+#include "members.h"
 
 namespace fused_lstm::cpu {
 namespace {
-
-// The workspace of one direction.
-template <class T>
-struct ForwardBuffers {
-  T* w_x;        // panels of W_ih
-  T* w_h;        // panels of W_hh
-  T* w_r;        // panels of W_hr
-  Acc<T>* bias;  // [panels, 4 * lanes]
-  Acc<T>* c0;    // [B, H] initial state, and the running one where c is not saved
-  T* m;          // [B, H] o * tanh(c) before the projection
-};
-
-template <class T>
-struct ForwardLayout {
-  ForwardBuffers<T> direction[2];
-  std::vector<Acc<T>*> gates_x;  // per member: [chunk rows, its panels, 4 * lanes]
-  size_t bytes;
-
-  ForwardLayout(const ForwardArgs<T>& args, const CpuPlan& plan, void* base) {
-    const LstmProblem& p = args.problem;
-    const int lanes = kernels<T>().lanes, width = 4 * lanes, pair = kPair<T>;
-    const int64_t panels = ceil_div(p.hidden_size, lanes);
-    Carver carver(base);
-    for (int d = 0; d < p.directions; ++d) {
-      ForwardBuffers<T>& b = direction[d];
-      b = {};
-      b.c0 = carver.take<Acc<T>>(p.batch * p.hidden_size);
-      if (plan.algorithm == CpuAlgorithm::dot) continue;
-      b.w_x = carver.take<T>(panels * width * ceil_div(p.input_size, pair) * pair);
-      b.w_h = carver.take<T>(panels * width * ceil_div(p.output_size(), pair) * pair);
-      b.bias = carver.take<Acc<T>>(panels * width);
-      if (p.proj_size == 0) continue;
-      b.w_r = carver.take<T>(ceil_div(p.proj_size, width) * width * ceil_div(p.hidden_size, pair) *
-                             pair);
-      b.m = carver.take<T>(p.batch * p.hidden_size);
-    }
-    if (plan.algorithm == CpuAlgorithm::panels && !plan.fold_input) {
-      const int64_t rows = plan.chunk_steps * ceil_div(p.batch, plan.row_groups);
-      for (int i = 0; i < plan.threads(); ++i) {
-        gates_x.push_back(carver.take<Acc<T>>(rows * ceil_div(panels, plan.unit_groups) * width));
-      }
-    }
-    bytes = carver.used();
-  }
-};
 
 template <class T>
 class ForwardMember {
@@ -59,17 +15,17 @@ class ForwardMember {
         p_(args.problem),
         plan_(plan),
         steps_(*args.steps),
-        k_(kernels<T>()),
+        k_(*args.kernels),
         layout_(layout),
-        place_(plan, rank),
-        group_barrier_(barriers.group(place_)),
-        row_barrier_(barriers.rows(place_)),
-        rows_(steps_, place_.row_group, plan.row_groups),
-        panels_(part_of(ceil_div(p_.hidden_size, k_.lanes), place_.unit_group, plan.unit_groups)),
-        gates_x_(layout.gates_x.empty() ? nullptr : layout.gates_x[rank]) {}
+        position_(plan, rank),
+        group_barrier_(barriers.group(position_)),
+        row_barrier_(barriers.rows(position_)),
+        rows_(steps_, position_.row_group, plan.row_groups),
+        panels_(part_of(all_panels(), position_.unit_group, plan.unit_groups)),
+        scratch_(layout.scratch(rank)) {}
 
   void run() {
-    for (int d = place_.direction_group; d < p_.directions; d += plan_.direction_groups) {
+    for (int d = position_.direction_group; d < p_.directions; d += plan_.direction_groups) {
       prepare(d);
       group_barrier_.wait();
       walk(d);
@@ -80,50 +36,46 @@ class ForwardMember {
 
  private:
   int64_t width() const { return 4 * k_.lanes; }
-  int64_t entries(int64_t k) const { return ceil_div(k, kPair<T>) * kPair<T>; }
-  int64_t input_panel() const { return width() * entries(p_.input_size); }
-  int64_t hidden_panel() const { return width() * entries(p_.output_size()); }
-  int64_t proj_panel() const { return width() * entries(p_.hidden_size); }
+  int64_t all_panels() const { return ceil_div(p_.hidden_size, k_.lanes); }
+  int64_t input_panel() const { return width() * padded<T>(p_.input_size); }
+  int64_t hidden_panel() const { return width() * padded<T>(p_.output_size()); }
+  int64_t proj_panel() const { return width() * padded<T>(p_.hidden_size); }
   int units(int64_t panel) const {
     return int(std::min<int64_t>(k_.lanes, p_.hidden_size - panel * k_.lanes));
+  }
+  bool batched_input() const { return scratch_.gates_x != nullptr; }
+
+  // This member's rows of a [B, stride] block.
+  template <class U>
+  Rows<U> mine(U* block, int64_t stride) const {
+    return {block + rows_.row(0) * stride, rows_.step() * stride};
   }
 
   // This member's share of the panels, the bias and the initial state.
   void prepare(int d) {
-    const ForwardBuffers<T>& b = layout_.direction[d];
-    const Range state = part_of(p_.batch * p_.hidden_size, place_.group_rank, place_.group_size);
+    const ForwardDirection<T>& b = layout_.direction(d);
+    const Range state = position_.share_of(p_.batch * p_.hidden_size);
     if (a_.c0 != nullptr) {
       widen_all<T>(a_.c0 + d * p_.batch * p_.hidden_size + state.begin, state.size(),
                    b.c0 + state.begin);
     } else {
       std::fill(b.c0 + state.begin, b.c0 + state.end, Acc<T>(0));
     }
-    if (plan_.algorithm == CpuAlgorithm::dot) return;
+    if (b.h0 != nullptr) {
+      const Range share = position_.share_of(p_.output_size());
+      std::fill(b.h0 + share.begin, b.h0 + share.end, T{});
+    }
+    if (plan_.algorithm == Algorithm::dot) return;
     const DirectionWeights<T>& w = a_.weights[d];
-    const Range mine =
-        part_of(ceil_div(p_.hidden_size, k_.lanes), place_.group_rank, place_.group_size);
-    for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-      pack_gates(w.w_ih, p_.input_size, panel, b.w_x + panel * input_panel());
-      pack_gates(w.w_hh, p_.output_size(), panel, b.w_h + panel * hidden_panel());
+    const Range share = position_.share_of(all_panels());
+    for (int64_t panel = share.begin; panel < share.end; ++panel) {
+      if (!plan_.pack_late) {
+        pack_gates(w.w_ih, p_.input_size, panel, b.w_x + panel * input_panel());
+        pack_gates(w.w_hh, p_.output_size(), panel, b.w_h + panel * hidden_panel());
+      }
       pack_bias(w, panel, b.bias + panel * width());
     }
-    if (p_.proj_size == 0) return;
-    const Range proj =
-        part_of(ceil_div(p_.proj_size, width()), place_.group_rank, place_.group_size);
-    for (int64_t panel = proj.begin; panel < proj.end; ++panel) {
-      PackTransposed<T> pack{w.w_hr,
-                             p_.hidden_size,
-                             p_.hidden_size,
-                             panel * width(),
-                             k_.lanes,
-                             {},
-                             b.w_r + panel * proj_panel()};
-      for (int g = 0; g < 4; ++g) {
-        const int64_t left = p_.proj_size - panel * width() - g * k_.lanes;
-        pack.live[g] = int(std::clamp<int64_t>(left, 0, k_.lanes));
-      }
-      k_.pack_transposed(pack);
-    }
+    if (p_.proj_size > 0) pack_projection(w.w_hr, b.w_r);
   }
 
   void pack_gates(const T* w, int64_t k, int64_t panel, T* out) {
@@ -141,156 +93,172 @@ class ForwardMember {
     }
   }
 
+  void pack_projection(const T* w_hr, T* panels) {
+    const int64_t hidden = p_.hidden_size;
+    const Range share = position_.share_of(ceil_div(p_.proj_size, width()));
+    for (int64_t panel = share.begin; panel < share.end; ++panel) {
+      PackTransposed<T> pack{w_hr, hidden, hidden, panel * width(), k_.lanes, {}, nullptr};
+      pack.panel = panels + panel * proj_panel();
+      for (int g = 0; g < 4; ++g) {
+        const int64_t left = p_.proj_size - panel * width() - g * k_.lanes;
+        pack.live[g] = int(std::clamp<int64_t>(left, 0, k_.lanes));
+      }
+      k_.pack_transposed(pack);
+    }
+  }
+
   void walk(int d) {
-    const Walk order(steps_, a_.weights[d].reverse);
+    const TimeOrder order(steps_, a_.weights[d].reverse);
     for (int64_t s0 = 0; s0 < steps_.steps(); s0 += plan_.chunk_steps) {
       const int64_t s1 = std::min(steps_.steps(), s0 + plan_.chunk_steps);
-      if (gates_x_ != nullptr) project_input(d, order, s0, s1);
+      if (batched_input()) project_input(d, order, s0, s1);
+      int64_t first_row = 0;  // of the step among the chunk's
       for (int64_t s = s0; s < s1; ++s) {
-        gates(d, order, s, s - s0);
+        step(d, order, s, first_row);
+        first_row += rows_.count(order.size(s));
         if (p_.proj_size > 0) {
           row_barrier_.wait();
           project_output(d, order, s);
         }
-        row_barrier_.wait();
+        if (s + 1 < steps_.steps()) row_barrier_.wait();
       }
     }
   }
 
-  // gates_x = x W_ih^T + b for this member's rows and panels of walk steps [s0, s1). Row j of step
-  // s is row (s - s0) * most + j.
-  void project_input(int d, const Walk& order, int64_t s0, int64_t s1) {
-    const ForwardBuffers<T>& b = layout_.direction[d];
-    const int64_t most = rows_.most(), stride = panels_.size() * width();
+  // gates_x = x W_ih^T + b for this member's rows and panels of walk steps [s0, s1), the rows of
+  // each step after those of the one before.
+  void project_input(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
+    const ForwardDirection<T>& b = layout_.direction(d);
+    int64_t rows = 0;
+    for (int64_t s = s0; s < s1; ++s) {
+      const Rows<const T> x = mine(a_.x.at(steps_, order.time(s)), a_.x.row_stride);
+      for (int64_t j = 0; j < rows_.count(order.size(s)); ++j) scratch_.x_rows[rows++] = x.at(j);
+    }
+    const int64_t stride = panels_.size() * width();
     PanelGemm<T, Acc<T>> g{};
+    g.rows = rows;
     g.k = p_.input_size;
-    g.init_stride = 0;
+    g.a.list = scratch_.x_rows;
+    g.c = {scratch_.gates_x, stride};
     g.cols = int(width());
-    for (int64_t panel = panels_.begin; panel < panels_.end; ++panel) {
+    for_each_by_turns(panels_, false, [&](int64_t panel, int64_t next) {
       g.panel = b.w_x + panel * input_panel();
+      g.ahead = next < 0 ? nullptr : b.w_x + next * input_panel();
       g.init = b.bias + panel * width();
-      Acc<T>* out = gates_x_ + (panel - panels_.begin) * width();
-      if (steps_.packed() || most >= s1 - s0) {  // rows of one step at a time
-        for (int64_t s = s0; s < s1; ++s) {
-          g.rows = rows_.count(order.size(s));
-          g.a = rows_.at(a_.x.at(steps_, order.time(s)), 0, a_.x.row_stride);
-          g.a_stride = rows_.step() * a_.x.row_stride;
-          g.c = out + (s - s0) * most * stride;
-          g.c_stride = stride;
-          k_.gemm(g);
-        }
-      } else {  // steps of one row at a time
-        const int64_t sign = a_.weights[d].reverse ? -1 : 1;
-        for (int64_t j = 0; j < most; ++j) {
-          g.rows = s1 - s0;
-          g.a = rows_.at(a_.x.at(steps_, order.time(s0)), j, a_.x.row_stride);
-          g.a_stride = sign * a_.x.step_stride;
-          g.c = out + j * stride;
-          g.c_stride = most * stride;
-          k_.gemm(g);
-        }
-      }
-    }
+      g.col = (panel - panels_.begin) * width();
+      k_.gemm(g);
+    });
   }
 
-  // One step: gates, c and h of this member's rows and units, first for the rows that go on from
-  // the step before, then for those that start here.
-  void gates(int d, const Walk& order, int64_t s, int64_t local) {
-    const int64_t going = rows_.count(order.continued(s)), live = rows_.count(order.size(s));
-    if (going > 0) gate_rows(d, order, s, local, {0, going}, true);
-    if (live > going) gate_rows(d, order, s, local, {going, live}, false);
-  }
-
-  void gate_rows(int d, const Walk& order, int64_t s, int64_t local, Range rows, bool going) {
-    const ForwardBuffers<T>& b = layout_.direction[d];
+  // One step: gates, c and h of this member's rows and units.
+  void step(int d, const TimeOrder& order, int64_t s, int64_t first_row) {
+    const ForwardDirection<T>& b = layout_.direction(d);
     const DirectionWeights<T>& w = a_.weights[d];
     const int64_t hidden = p_.hidden_size, out = p_.output_size(), y_stride = p_.directions * out;
-    const int64_t here = order.offset(s), before = going ? order.offset(s - 1) : 0;
-    const int64_t saved = d * steps_.rows(), step = rows_.step();
-    GateStep<T> g{};
-    g.rows = rows.size();
+    const int64_t here = order.offset(s), saved = d * steps_.rows() + here;
+    GateDot<T> dot{};
+    GateStep<T>& g = dot.step;
+    g.rows = rows_.count(order.size(s));
     g.hidden = hidden;
-    g.x = rows_.at(a_.x.at(steps_, order.time(s)), rows.begin, a_.x.row_stride);
-    g.x_stride = step * a_.x.row_stride;
-    g.x_size = gates_x_ == nullptr ? p_.input_size : 0;
-    if (going) {
-      g.h_prev = rows_.at(a_.y + before * y_stride + d * out, rows.begin, y_stride);
-      g.h_stride = step * y_stride;
-    } else if (a_.h0 != nullptr) {
-      g.h_prev = rows_.at(a_.h0 + d * p_.batch * out, rows.begin, out);
-      g.h_stride = step * out;
-    }
-    g.h_size = g.h_prev == nullptr ? 0 : out;
-    g.c_prev_stride = g.c_next_stride = step * hidden;
-    g.gates_stride = step * 4 * hidden;
-    T* h = p_.proj_size > 0 ? b.m : a_.y + here * y_stride + d * out;
-    const int64_t h_stride = p_.proj_size > 0 ? hidden : y_stride;
-    g.h_next_stride = step * h_stride;
+    g.x = mine(a_.x.at(steps_, order.time(s)), a_.x.row_stride);
+    g.x_size = batched_input() ? 0 : p_.input_size;
+    set_state(d, order, s, &g);
+    g.c_next = mine(a_.c != nullptr ? a_.c + saved * hidden : b.c0, hidden);
+    if (a_.gates != nullptr) g.gates = mine(a_.gates + saved * 4 * hidden, 4 * hidden);
+    g.h_next =
+        p_.proj_size > 0 ? mine(b.m, hidden) : mine(a_.y + here * y_stride + d * out, y_stride);
 
-    for (int64_t panel = panels_.begin; panel < panels_.end; ++panel) {
-      const int64_t unit = panel * k_.lanes;
+    for_each_by_turns(panels_, s % 2 != 0, [&](int64_t panel, int64_t next) {
+      g.unit = panel * k_.lanes;
       g.units = units(panel);
-      Acc<T>* c_state = rows_.at(b.c0 + unit, rows.begin, hidden);
-      if (a_.c != nullptr) {
-        const Acc<T>* c_before = a_.c + (saved + before) * hidden + unit;
-        g.c_prev = going ? rows_.at(c_before, rows.begin, hidden) : c_state;
-        g.c_next = rows_.at(a_.c + (saved + here) * hidden + unit, rows.begin, hidden);
-        g.gates = rows_.at(a_.gates + (saved + here) * 4 * hidden + unit, rows.begin, 4 * hidden);
+      if (plan_.algorithm == Algorithm::dot) {
+        g.w_x = w.w_ih;
+        g.w_h = w.w_hh;
+        dot.b_ih = w.b_ih;
+        dot.b_hh = w.b_hh;
+        return k_.gate_dot(dot);
+      }
+      if (plan_.pack_late) {
+        pack_gates(w.w_ih, p_.input_size, panel, scratch_.w_x);
+        if (g.h_size > 0) pack_gates(w.w_hh, out, panel, scratch_.w_h);
+        g.w_x = scratch_.w_x;
+        g.w_h = scratch_.w_h;
       } else {
-        g.c_prev = g.c_next = c_state;
+        g.w_x = b.w_x + panel * input_panel();
+        g.w_h = b.w_h + panel * hidden_panel();
+        g.w_x_ahead = next < 0 ? nullptr : b.w_x + next * input_panel();
+        g.w_h_ahead = next < 0 ? nullptr : b.w_h + next * hidden_panel();
       }
-      g.h_next = rows_.at(h + unit, rows.begin, h_stride);
-      if (plan_.algorithm == CpuAlgorithm::dot) {
-        g.w_x = w.w_ih + unit * p_.input_size;
-        g.w_h = w.w_hh + unit * out;
-        k_.gate_dot({g, p_.input_size, out, w.b_ih == nullptr ? nullptr : w.b_ih + unit,
-                     w.b_hh == nullptr ? nullptr : w.b_hh + unit});
-        continue;
-      }
-      g.w_x = b.w_x + panel * input_panel();
-      g.w_h = b.w_h + panel * hidden_panel();
       g.init = b.bias + panel * width();
-      if (gates_x_ != nullptr) {
+      if (batched_input()) {
         g.init_stride = panels_.size() * width();
-        g.init = gates_x_ + (local * rows_.most() + rows.begin) * g.init_stride +
-                 (panel - panels_.begin) * width();
+        g.init = scratch_.gates_x + first_row * g.init_stride + (panel - panels_.begin) * width();
       }
       k_.gate_step(g);
+    });
+  }
+
+  // h and c before walk step s: of the step before, and the initial state of rows that begin here.
+  void set_state(int d, const TimeOrder& order, int64_t s, GateStep<T>* g) {
+    const ForwardDirection<T>& b = layout_.direction(d);
+    const int64_t hidden = p_.hidden_size, out = p_.output_size(), y_stride = p_.directions * out;
+    const int64_t continued = rows_.count(order.continued(s));
+    const T* h0 = a_.h0 == nullptr ? nullptr : a_.h0 + d * p_.batch * out;
+    const Rows<const T> h_first = h0 == nullptr ? Rows<const T>{b.h0, 0} : mine(h0, out);
+    const Rows<const Acc<T>> c_first = mine<const Acc<T>>(b.c0, hidden);
+    g->h_size = out;
+    g->c_prev = c_first;
+    if (continued == 0) {
+      g->h_prev = h_first;
+      if (h0 == nullptr) g->h_size = 0;
+      return;
     }
+    const int64_t before = order.offset(s - 1);
+    g->h_prev = mine<const T>(a_.y + before * y_stride + d * out, y_stride);
+    if (a_.c != nullptr) {
+      g->c_prev = mine<const Acc<T>>(a_.c + (d * steps_.rows() + before) * hidden, hidden);
+    }
+    if (continued == g->rows) return;
+    for (int64_t j = 0; j < g->rows; ++j) {
+      scratch_.h_rows[j] = (j < continued ? g->h_prev : h_first).at(j);
+      scratch_.c_rows[j] = (j < continued ? g->c_prev : c_first).at(j);
+    }
+    g->h_prev.list = scratch_.h_rows;
+    g->c_prev.list = scratch_.c_rows;
   }
 
   // y = m W_hr^T for this member's rows and its share of the projection's panels.
-  void project_output(int d, const Walk& order, int64_t s) {
-    const ForwardBuffers<T>& b = layout_.direction[d];
+  void project_output(int d, const TimeOrder& order, int64_t s) {
+    const ForwardDirection<T>& b = layout_.direction(d);
     const int64_t out = p_.proj_size, y_stride = p_.directions * out;
-    const Range mine = part_of(ceil_div(out, width()), place_.unit_group, plan_.unit_groups);
+    const Range panels = part_of(ceil_div(out, width()), position_.unit_group, plan_.unit_groups);
     PanelGemm<T, T> g{};
     g.rows = rows_.count(order.size(s));
     g.k = p_.hidden_size;
-    g.a = rows_.at(b.m, 0, p_.hidden_size);
-    g.a_stride = rows_.step() * p_.hidden_size;
-    g.c_stride = rows_.step() * y_stride;
-    for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+    g.a = mine<const T>(b.m, p_.hidden_size);
+    g.c = mine(a_.y + order.offset(s) * y_stride + d * out, y_stride);
+    for_each_by_turns(panels, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.panel = b.w_r + panel * proj_panel();
-      g.c = rows_.at(a_.y + order.offset(s) * y_stride + d * out + panel * width(), 0, y_stride);
-      g.cols = int(std::min(width(), out - panel * width()));
+      g.ahead = next < 0 ? nullptr : b.w_r + next * proj_panel();
+      g.col = panel * width();
+      g.cols = int(std::min(width(), out - g.col));
       k_.gemm_out(g);
-    }
+    });
   }
 
   // h_n and c_n of this member's share of the rows, from the last step of each.
   void finish(int d) {
     const int64_t hidden = p_.hidden_size, out = p_.output_size();
-    const Range mine = part_of(p_.batch, place_.group_rank, place_.group_size);
-    Walk(steps_, a_.weights[d].reverse).for_ends([&](int64_t t, Range ending) {
-      const int64_t end = std::min(ending.end, mine.end);
-      for (int64_t b = std::max(ending.begin, mine.begin); b < end; ++b) {
-        const int64_t row = steps_.offset(t) + b;
-        const T* h = a_.y + row * p_.directions * out + d * out;
-        std::copy(h, h + out, a_.h_n + (d * p_.batch + b) * out);
-        const Acc<T>* c = a_.c != nullptr ? a_.c + (d * steps_.rows() + row) * hidden
-                                          : layout_.direction[d].c0 + b * hidden;
-        narrow_all<T>(c, hidden, a_.c_n + (d * p_.batch + b) * hidden);
+    const Range share = position_.share_of(p_.batch);
+    TimeOrder(steps_, a_.weights[d].reverse).for_ends([&](int64_t t, Range ending) {
+      const int64_t end = std::min(ending.end, share.end);
+      for (int64_t row = std::max(ending.begin, share.begin); row < end; ++row) {
+        const int64_t last = steps_.offset(t) + row;
+        const T* h = a_.y + last * p_.directions * out + d * out;
+        std::copy(h, h + out, a_.h_n + (d * p_.batch + row) * out);
+        const Acc<T>* c = a_.c != nullptr ? a_.c + (d * steps_.rows() + last) * hidden
+                                          : layout_.direction(d).c0 + row * hidden;
+        narrow_all<T>(c, hidden, a_.c_n + (d * p_.batch + row) * hidden);
       }
     });
   }
@@ -301,19 +269,19 @@ class ForwardMember {
   const Steps& steps_;
   const Kernels<T>& k_;
   const ForwardLayout<T>& layout_;
-  const Place place_;
+  const Position position_;
   Barrier& group_barrier_;
   Barrier& row_barrier_;
   const MemberRows rows_;
   const Range panels_;  // of hidden units
-  Acc<T>* const gates_x_;
+  const ForwardScratch<T> scratch_;
 };
 
 }  // namespace
 
 template <class T>
 size_t forward_workspace(const ForwardArgs<T>& args, const CpuPlan& plan) {
-  return ForwardLayout<T>(args, plan, nullptr).bytes;
+  return ForwardLayout<T>(args, plan, nullptr).bytes();
 }
 
 template <class T>

@@ -31,7 +31,8 @@ namespace {
 #pragma GCC pop_options
 #endif
 
-const IsaTables kAvx2Tables = {&avx2::kTable<float>, &avx2::kTable<double>, avx2::fma_chains};
+const IsaTables kAvx2Tables = {&avx2::kTable<float>, &avx2::kTable<double>,
+                               avx2::run_multiply_adds<float>, avx2::run_multiply_adds<double>};
 
 }  // namespace fused_lstm::cpu
 #endif

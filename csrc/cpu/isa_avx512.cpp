@@ -33,7 +33,8 @@ namespace {
 #endif
 
 const IsaTables kAvx512Tables = {&avx512::kTable<float>, &avx512::kTable<double>,
-                                 avx512::fma_chains};
+                                 avx512::run_multiply_adds<float>,
+                                 avx512::run_multiply_adds<double>};
 
 }  // namespace fused_lstm::cpu
 #endif

@@ -35,6 +35,7 @@ namespace {
 #endif
 
 const Kernels<bfloat16>* const kAvx512Bf16Kernels = &avx512_bf16::kTable<bfloat16>;
+double (*const kAvx512Bf16MultiplyAdds)(int64_t) = avx512_bf16::run_multiply_adds<bfloat16>;
 
 }  // namespace fused_lstm::cpu
 #endif

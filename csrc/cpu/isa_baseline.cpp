@@ -19,6 +19,7 @@ namespace {
 }  // namespace baseline
 
 const IsaTables kBaselineTables = {&baseline::kTable<float>, &baseline::kTable<double>,
-                                   baseline::fma_chains};
+                                   baseline::run_multiply_adds<float>,
+                                   baseline::run_multiply_adds<double>};
 
 }  // namespace fused_lstm::cpu

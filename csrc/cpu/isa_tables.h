@@ -8,7 +8,8 @@ namespace fused_lstm::cpu {
 struct IsaTables {
   const Kernels<float>* f32;
   const Kernels<double>* f64;
-  double (*fma_chains)(int64_t rounds);  // runs them, returns how many multiply-adds those were
+  double (*multiply_adds_f32)(int64_t rounds);  // see kernels.h
+  double (*multiply_adds_f64)(int64_t rounds);
 };
 
 extern const IsaTables kBaselineTables;
@@ -16,6 +17,7 @@ extern const IsaTables kBaselineTables;
 extern const IsaTables kAvx2Tables;
 extern const IsaTables kAvx512Tables;
 extern const Kernels<bfloat16>* const kAvx512Bf16Kernels;
+extern double (*const kAvx512Bf16MultiplyAdds)(int64_t rounds);
 #endif
 
 }  // namespace fused_lstm::cpu

@@ -2,9 +2,9 @@
 #include "kernels.h"
 
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 #include "isa_tables.h"
 
@@ -12,6 +12,7 @@ namespace fused_lstm::cpu {
 namespace {
 
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kExpected = "expected one of baseline, avx2, avx512, avx512_bf16, got '";
 
 Isa detect() {
 #if defined(FUSED_LSTM_X86)
@@ -41,7 +42,9 @@ std::atomic<Isa>& isa_cap() {
   static std::atomic<Isa> cap = [] {
     Isa isa = Isa::avx512_bf16;
     const char* name = std::getenv("FUSED_LSTM_ISA");
-    if (name != nullptr) find_isa(name, &isa);
+    if (name != nullptr && *name != 0 && !find_isa(name, &isa)) {
+      throw std::invalid_argument(std::string("FUSED_LSTM_ISA: ") + kExpected + name + "'");
+    }
     return isa;
   }();
   return cap;
@@ -66,17 +69,24 @@ const IsaTables& tables() {
 
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
+std::vector<std::string> compiled_isas() {
+#if defined(FUSED_LSTM_X86)
+  return {std::begin(kNames), std::end(kNames)};
+#else
+  return {kNames[0]};
+#endif
+}
+
 Isa current_isa() {
   static const Isa best = detect();
   const Isa cap = isa_cap().load(std::memory_order_relaxed);
   return cap < best ? cap : best;
 }
 
-bool set_isa(const char* name) {
+void set_isa(const std::string& name) {
   Isa isa;
-  if (!find_isa(name, &isa)) return false;
+  if (!find_isa(name.c_str(), &isa)) throw std::invalid_argument(kExpected + name + "'");
   isa_cap().store(isa, std::memory_order_relaxed);
-  return true;
 }
 
 template <>
@@ -97,17 +107,12 @@ const Kernels<bfloat16>& kernels<bfloat16>() {
 }
 #endif
 
-double measure_fma_rate() {
-  using Clock = std::chrono::steady_clock;
-  const auto chains = tables().fma_chains;
-  double best = 0;
-  for (int trial = 0; trial < 5; ++trial) {
-    const auto start = Clock::now();
-    const double count = chains(2000000);
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    if (count / seconds > best) best = count / seconds;
-  }
-  return best;
+double multiply_adds(DType type, int64_t rounds) {
+  if (type == DType::float64) return tables().multiply_adds_f64(rounds);
+#if defined(FUSED_LSTM_X86)
+  if (type == DType::bfloat16 && native_bfloat16()) return kAvx512Bf16MultiplyAdds(rounds);
+#endif
+  return tables().multiply_adds_f32(rounds);
 }
 
 }  // namespace fused_lstm::cpu

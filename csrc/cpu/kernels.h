@@ -10,6 +10,11 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../inline.h"
+#include "../problem.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define FUSED_LSTM_X86 1
@@ -36,74 +41,80 @@ using Acc = typename AccumulateType<T>::type;
 template <class T>
 constexpr int kPair = sizeof(Acc<T>) / sizeof(T);
 
-// One step of one panel of hidden units for `rows` rows: pre-activations, gates, c and h.
+// Rows that lie a stride apart, or wherever a list says. P is the element type, const where the
+// rows are only read.
+template <class P>
+struct Rows {
+  P* base = nullptr;
+  int64_t stride = 0;
+  P* const* list = nullptr;
+
+  FUSED_LSTM_INLINE P* at(int64_t row) const {
+    return list != nullptr ? list[row] : base + row * stride;
+  }
+  FUSED_LSTM_INLINE bool given() const { return base != nullptr || list != nullptr; }
+};
+
+// One step of one panel of hidden units for `rows` rows: pre-activations, gates, c and h. Row
+// addresses are those of unit 0; the panel's first unit is `unit`.
 template <class T>
 struct GateStep {
   int64_t rows;
+  int64_t unit;
   int units;           // live units in this panel, 1..lanes
   int64_t hidden;      // distance of the four gates of one unit in `gates`
   const Acc<T>* init;  // [rows, 4 * lanes] pre-activations so far; one row where the stride is 0
   int64_t init_stride;
-  const T* x;  // [rows, x_size], x_size 0 where init holds its product already
-  int64_t x_stride, x_size;
-  const T* w_x;     // panel
-  const T* h_prev;  // [rows, h_size], h_size 0 for a zero state
-  int64_t h_stride, h_size;
-  const T* w_h;          // panel
-  const Acc<T>* c_prev;  // [rows, units], null for a zero state
-  int64_t c_prev_stride;
-  Acc<T>* c_next;  // may be c_prev
-  int64_t c_next_stride;
-  T* h_next;
-  int64_t h_next_stride;
-  T* gates;  // [rows, 4, hidden] activated, or null
-  int64_t gates_stride;
+  int64_t x_size;  // 0 where init holds its product already
+  Rows<const T> x;
+  const T* w_x;    // panel
+  int64_t h_size;  // 0 where all states are zero
+  Rows<const T> h_prev;
+  const T* w_h;               // panel
+  Rows<const Acc<T>> c_prev;  // none: zero
+  Rows<Acc<T>> c_next;        // may be c_prev
+  Rows<T> h_next;
+  Rows<T> gates;       // [4, hidden] activated, or none
+  const T* w_x_ahead;  // the panels that come next, for the cache, or null
+  const T* w_h_ahead;
 };
 
-// The same for weights that lie as the parameters do, [4H, K] row by row: w_x and w_h point at the
-// row of this panel's first unit, and bias holds the two parameters (null for none) likewise.
+// The same for weights that lie as the parameters do, [4H, K] row by row.
 template <class T>
 struct GateDot {
-  GateStep<T> step;  // init is not read
-  int64_t w_x_stride, w_h_stride;
-  const T* b_ih;
+  GateStep<T> step;  // w_x and w_h are the parameters; init is not read
+  const T* b_ih;     // [4H], null for none
   const T* b_hh;
 };
 
-// Gradients of the pre-activations of one step for `units` hidden units.
+// Gradients of the pre-activations of one step for `units` hidden units from `unit` on.
 template <class T>
 struct GateGradient {
   int64_t rows;
+  int64_t unit;
   int units;
   int64_t hidden;
-  const T* gates;  // [rows, 4, hidden]
-  int64_t gates_stride;
-  const Acc<T>* c;
-  int64_t c_stride;
-  const Acc<T>* c_prev;  // null for zero
-  int64_t c_prev_stride;
-  const T* dy;  // gradient of this step's output, null for none
-  int64_t dy_stride;
-  const Acc<T>* dh;  // gradient that later steps left for h, null for none
-  int64_t dh_stride;
-  Acc<T>* dc;  // gradient of c, in and out
-  int64_t dc_stride;
-  T* dgates;  // [rows, 4, hidden]
-  int64_t dgates_stride;
+  Rows<const T> gates;  // [4, hidden]
+  Rows<const Acc<T>> c;
+  Rows<const Acc<T>> c_prev;  // none: zero
+  Rows<const T> dy;           // gradient of this step's output, if any
+  Rows<const Acc<T>> dh;      // gradient that later steps left for h, if any
+  Rows<Acc<T>> dc;            // gradient of c, in and out
+  Rows<T> dgates;             // [4, hidden]
 };
 
 // c[rows, cols] = init + a[rows, k] * panel. init null: zero; init_stride 0: one row for all.
 template <class T, class Out>
 struct PanelGemm {
   int64_t rows, k;
-  const T* a;
-  int64_t a_stride;
+  Rows<const T> a;
   const T* panel;
+  const T* ahead;  // the panel that comes next, for the cache, or null
   const Acc<T>* init;
   int64_t init_stride;
-  Out* c;
-  int64_t c_stride;
-  int cols;  // 1..4 * lanes
+  Rows<Out> c;
+  int64_t col;  // of c, the first
+  int cols;     // 1..4 * lanes
 };
 
 // Panel column (group, lane) is row `row0 + group * group_stride + lane` of src [*, k].
@@ -118,7 +129,7 @@ struct PackTransposed {
 // Panel column j is column `col0 + j` of the k rows; a null row is zero.
 template <class T>
 struct PackRows {
-  const T* const* rows;
+  Rows<const T> rows;
   int64_t k, col0;
   int cols;  // columns that exist, 1..4 * lanes
   T* panel;
@@ -154,17 +165,20 @@ struct Kernels {
 enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
 const char* isa_name(Isa isa);
+// Those that the build holds.
+std::vector<std::string> compiled_isas();
 // The best instruction set that this processor, the build and set_isa() allow.
 Isa current_isa();
-// Caps current_isa(); returns false for an unknown name.
-bool set_isa(const char* name);
+// Caps current_isa(); throws std::invalid_argument for an unknown name.
+void set_isa(const std::string& name);
 
 // The table for T under current_isa(). bfloat16 has one only where native_bfloat16().
 template <class T>
 const Kernels<T>& kernels();
 bool native_bfloat16();
 
-// Multiply-adds per second of one core's float32 units, by running them: 2 x this is the peak.
-double measure_fma_rate();
+// Runs independent multiply-adds of this type, `rounds` times a dozen vectors of them, and returns
+// how many those were.
+double multiply_adds(DType type, int64_t rounds);
 
 }  // namespace fused_lstm::cpu

@@ -1,52 +1,74 @@
 // The cell: gate steps on panels, gate steps on weights as they lie, and gate gradients. Included
 // after kernels_gemm.h inside an instruction set's namespace.
 
-// Pre-activations -> gates, c and h of one row.
-template <class T>
-FUSED_LSTM_INLINE void finish_row(const GateStep<T>& s, int64_t row, const Vec<T> (&pre)[4]) {
+// Rows whose elementwise work is written side by side. An exponential is a chain of a dozen
+// instructions of 4 cycles each; more than a processor looks ahead lies between two rows' chains.
+constexpr int kTogether = 3;
+
+// Pre-activations -> gates, c and h of R rows.
+template <class T, int R>
+FUSED_LSTM_INLINE void finish_rows(const GateStep<T>& s, int64_t row, const Vec<T> (*pre)[4]) {
   using A = Acc<T>;
-  const Gates<Vec<T>> a{sigmoid<A>(pre[0]), sigmoid<A>(pre[1]), tanh<A>(pre[2]),
-                        sigmoid<A>(pre[3])};
-  Vec<T> c_prev{};
-  if (s.c_prev != nullptr) c_prev = load(s.c_prev + row * s.c_prev_stride, s.units);
-  const Vec<T> c = cell_state(a, c_prev);
-  store(s.c_next + row * s.c_next_stride, c, s.units);
-  store(s.h_next + row * s.h_next_stride, hidden_state(a, tanh<A>(c)), s.units);
-  if (s.gates != nullptr) {
-    T* gates = s.gates + row * s.gates_stride;
-    store(gates, a.i, s.units);
-    store(gates + s.hidden, a.f, s.units);
-    store(gates + 2 * s.hidden, a.g, s.units);
-    store(gates + 3 * s.hidden, a.o, s.units);
+  Gates<Vec<T>> a[R];
+  Vec<T> c[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    a[r] = {sigmoid<A>(pre[r][0]), sigmoid<A>(pre[r][1]), tanh<A>(pre[r][2]),
+            sigmoid<A>(pre[r][3])};
+    Vec<T> c_prev{};
+    if (s.c_prev.given()) c_prev = load(s.c_prev.at(row + r) + s.unit, s.units);
+    c[r] = cell_state(a[r], c_prev);
+    store(s.c_next.at(row + r) + s.unit, c[r], s.units);
+    if (s.gates.given()) {
+      T* gates = s.gates.at(row + r) + s.unit;
+      store(gates, a[r].i, s.units);
+      store(gates + s.hidden, a[r].f, s.units);
+      store(gates + 2 * s.hidden, a[r].g, s.units);
+      store(gates + 3 * s.hidden, a[r].o, s.units);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    store(s.h_next.at(row + r) + s.unit, hidden_state(a[r], tanh<A>(c[r])), s.units);
   }
 }
 
 template <class T, int M>
-__attribute__((noinline)) void gate_tile(const GateStep<T>& s, int64_t row) {
+FUSED_LSTM_INLINE void finish_tile(const GateStep<T>& s, int64_t row, const Vec<T> (&pre)[M][4]) {
+  int m = 0;
+  for (; m + kTogether <= M; m += kTogether) finish_rows<T, kTogether>(s, row + m, pre + m);
+  for (; m < M; ++m) finish_rows<T, 1>(s, row + m, pre + m);
+}
+
+template <class T, int M>
+__attribute__((noinline)) void gate_tile(const GateStep<T>& s, int tile, int64_t row) {
   Vec<T> pre[M][4];
   start<T, M, 4>(pre, s.init + row * s.init_stride, s.init_stride);
+  const T* a[M];
   if (s.x_size > 0) {
-    accumulate<T, M, 4>(pre, s.x_size, s.x + row * s.x_stride, s.x_stride, s.w_x);
+    row_addresses<T, M>(a, s.x, row);
+    accumulate<T, M, 4>(pre, s.x_size, a, s.w_x, ahead_of_tile(s.w_x_ahead, s.w_x, s.x_size, tile));
   }
   if (s.h_size > 0) {
-    accumulate<T, M, 4>(pre, s.h_size, s.h_prev + row * s.h_stride, s.h_stride, s.w_h);
+    row_addresses<T, M>(a, s.h_prev, row);
+    accumulate<T, M, 4>(pre, s.h_size, a, s.w_h, ahead_of_tile(s.w_h_ahead, s.w_h, s.h_size, tile));
   }
-  for (int m = 0; m < M; ++m) finish_row<T>(s, row + m, pre[m]);
+  finish_tile<T, M>(s, row, pre);
 }
 
 template <class T>
 void gate_step(const GateStep<T>& s) {
   for_row_tiles<FUSED_LSTM_TILE_ROWS>(
-      s.rows, [&](int64_t row, auto count)
-                  __attribute__((always_inline)) { gate_tile<T, decltype(count)::value>(s, row); });
+      s.rows, [&](int tile, int64_t row, auto count) __attribute__((always_inline)) {
+        gate_tile<T, decltype(count)::value>(s, tile, row);
+      });
 }
 
 // sums[m][r] += w[r, k] * x[m, k] lane by lane, for kRows weight rows, of which `live` exist, and M
 // input rows: each vector of weights serves M products.
 template <class T, int kRows, int M>
 FUSED_LSTM_INLINE void dot_rows(Vec<T> (&sums)[M][kLanes<Acc<T>>], int first, const T* w,
-                                int64_t w_stride, int live, const T* x, int64_t x_stride,
-                                int64_t k) {
+                                int64_t w_stride, int live, const T* const (&x)[M], int64_t k) {
   constexpr int step = kLanes<Acc<T>> * kPair<T>;
   const T* row[kRows];
 #pragma GCC unroll 8
@@ -58,15 +80,17 @@ FUSED_LSTM_INLINE void dot_rows(Vec<T> (&sums)[M][kLanes<Acc<T>>], int first, co
     for (int r = 0; r < kRows; ++r) acc[m][r] = Vec<T>{};
   }
   for (int64_t i = 0; i < k; i += step) {
-    const int n = k - i < step ? int(k - i) : step;
+    // Always a whole vector but at the end: the compiler makes two loops of it.
+    const int64_t n = k - i;
     Vec<T> s[M];
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) s[m] = load_entries(x + m * x_stride + i, n);
+    for (int m = 0; m < M; ++m) s[m] = load_entries(x[m] + i, n);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Vec<T> weights = load_entries(row[r] + i, n);
+      Vec<T> weights = load_entries(row[r] + i, n);
+      if constexpr (M > 1) hold(weights);
 #pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) acc[m][r] = multiply_add_of(x, acc[m][r], s[m], weights);
+      for (int m = 0; m < M; ++m) acc[m][r] = multiply_add_of(w, acc[m][r], s[m], weights);
     }
   }
 #pragma GCC unroll 4
@@ -76,15 +100,17 @@ FUSED_LSTM_INLINE void dot_rows(Vec<T> (&sums)[M][kLanes<Acc<T>>], int first, co
   }
 }
 
-// The products of one gate's rows with M input rows. 4 x 4 accumulators and 8 operands, or 8 and 9
-// for a single row, whose 4 alone would not hide the latency of a multiply-add.
+// The products of one gate's rows with M input rows. Accumulators and operands fill the registers:
+// 4 x 4 and 8, or 8 weight rows for one or two input rows, whose 4 alone would not hide the latency
+// of a multiply-add.
 template <class T, int M>
 FUSED_LSTM_INLINE void dot_block(Vec<T> (&sums)[M][kLanes<Acc<T>>], const T* w, int64_t w_stride,
-                                 int units, const T* x, int64_t x_stride, int64_t k) {
-  constexpr int lanes = kLanes<Acc<T>>, wanted = M == 1 ? 8 : 4;
+                                 int units, const T* const (&x)[M], int64_t k) {
+  constexpr int lanes = kLanes<Acc<T>>;
+  constexpr int wanted = M == 1 || (M == 2 && FUSED_LSTM_TILE_ROWS > 3) ? 8 : 4;
   constexpr int block = lanes < wanted ? lanes : wanted;
   for (int r = 0; r < units; r += block) {
-    dot_rows<T, block, M>(sums, r, w + r * w_stride, w_stride, units - r, x, x_stride, k);
+    dot_rows<T, block, M>(sums, r, w + r * w_stride, w_stride, units - r, x, k);
   }
 }
 
@@ -92,35 +118,27 @@ template <class T, int M>
 __attribute__((noinline)) void gate_dot_tile(const GateDot<T>& d, int64_t row) {
   const GateStep<T>& s = d.step;
   constexpr int lanes = kLanes<Acc<T>>;
+  const T *x[M], *h[M] = {};
+  row_addresses<T, M>(x, s.x, row);
+  if (s.h_size > 0) row_addresses<T, M>(h, s.h_prev, row);
   Vec<T> pre[M][4];
   for (int gate = 0; gate < 4; ++gate) {
+    const int64_t first = gate * s.hidden + s.unit;
     Vec<T> sums[M][lanes] = {};
-    dot_block<T, M>(sums, s.w_x + gate * s.hidden * d.w_x_stride, d.w_x_stride, s.units,
-                    s.x + row * s.x_stride, s.x_stride, s.x_size);
+    dot_block<T, M>(sums, s.w_x + first * s.x_size, s.x_size, s.units, x, s.x_size);
     if (s.h_size > 0) {
-      dot_block<T, M>(sums, s.w_h + gate * s.hidden * d.w_h_stride, d.w_h_stride, s.units,
-                      s.h_prev + row * s.h_stride, s.h_stride, s.h_size);
+      dot_block<T, M>(sums, s.w_h + first * s.h_size, s.h_size, s.units, h, s.h_size);
     }
     Vec<T> bias{};
-    if (d.b_ih != nullptr) {
-      bias = load(d.b_ih + gate * s.hidden, s.units) + load(d.b_hh + gate * s.hidden, s.units);
-    }
-    for (int m = 0; m < M; ++m) {
-      transpose<Acc<T>>(sums[m]);
-#pragma GCC unroll 4
-      for (int width = lanes / 2; width > 0; width /= 2) {
-#pragma GCC unroll 8
-        for (int l = 0; l < width; ++l) sums[m][l] += sums[m][l + width];
-      }
-      pre[m][gate] = bias + sums[m][0];
-    }
+    if (d.b_ih != nullptr) bias = load(d.b_ih + first, s.units) + load(d.b_hh + first, s.units);
+    for (int m = 0; m < M; ++m) pre[m][gate] = bias + sum_lanes<Acc<T>>(sums[m]);
   }
-  for (int m = 0; m < M; ++m) finish_row<T>(s, row + m, pre[m]);
+  finish_tile<T, M>(s, row, pre);
 }
 
 template <class T>
 void gate_dot(const GateDot<T>& d) {
-  for_row_tiles<4>(d.step.rows, [&](int64_t row, auto count) __attribute__((always_inline)) {
+  for_row_tiles<4>(d.step.rows, [&](int, int64_t row, auto count) __attribute__((always_inline)) {
     gate_dot_tile<T, decltype(count)::value>(d, row);
   });
 }
@@ -130,19 +148,19 @@ void gate_gradient(const GateGradient<T>& s) {
   using A = Acc<T>;
   const int n = s.units;
   for (int64_t row = 0; row < s.rows; ++row) {
-    const T* gates = s.gates + row * s.gates_stride;
+    const T* gates = s.gates.at(row) + s.unit;
     const Gates<Vec<T>> a{load(gates, n), load(gates + s.hidden, n), load(gates + 2 * s.hidden, n),
                           load(gates + 3 * s.hidden, n)};
     Vec<T> c_prev{}, dh{};
-    if (s.c_prev != nullptr) c_prev = load(s.c_prev + row * s.c_prev_stride, n);
-    if (s.dy != nullptr) dh += load(s.dy + row * s.dy_stride, n);
-    if (s.dh != nullptr) dh += load(s.dh + row * s.dh_stride, n);
-    A* dc_row = s.dc + row * s.dc_stride;
+    if (s.c_prev.given()) c_prev = load(s.c_prev.at(row) + s.unit, n);
+    if (s.dy.given()) dh += load(s.dy.at(row) + s.unit, n);
+    if (s.dh.given()) dh += load(s.dh.at(row) + s.unit, n);
+    A* dc_row = s.dc.at(row) + s.unit;
     Vec<T> dc = load(dc_row, n);
-    const Vec<T> tanh_c = tanh<A>(load(s.c + row * s.c_stride, n));
+    const Vec<T> tanh_c = tanh<A>(load(s.c.at(row) + s.unit, n));
     const Gates<Vec<T>> d = gate_gradients(a, c_prev, tanh_c, dh, dc);
     store(dc_row, dc, n);
-    T* dgates = s.dgates + row * s.dgates_stride;
+    T* dgates = s.dgates.at(row) + s.unit;
     store(dgates, d.i, n);
     store(dgates + s.hidden, d.f, n);
     store(dgates + 2 * s.hidden, d.g, n);

@@ -1,9 +1,8 @@
 // Register tiles: kTileRows rows of A against a panel of 4 vectors. Included after vec.h inside an
 // instruction set's namespace.
 //
-// A tile of M rows keeps 4 M accumulators, and needs 4 panel vectors and a broadcast beside them:
-// 4 M + 5 <= registers gives M = 6 with 32 registers; with 16, M = 3 where one panel vector is held
-// at a time.
+// A tile of M rows keeps 4 M accumulators, and needs min(M, 4) operands and one more beside them:
+// M = 6 with 32 registers, M = 3 with 16.
 
 #if defined(FUSED_LSTM_BFLOAT16_DOT)
 FUSED_LSTM_INLINE VecF multiply_add(VecF acc, VecF a_pair, VecF b_pair) {
@@ -56,10 +55,58 @@ FUSED_LSTM_INLINE Vec<T> load_entries(const T* p, int64_t n) {
   }
 }
 
+// Rows that make loading the next panel early worth an instruction: with fewer, a tile waits for
+// its own panel and the processor's own prefetching keeps up.
+constexpr int kAheadRows = 3;
+constexpr int64_t kLine = 64;  // bytes
+
+// What a tile asks the cache for while it computes: one line per entry of K. Tile t of a panel
+// takes the t-th line of every entry's share, so that a few tiles bring in all of the next panel.
+template <class T>
+FUSED_LSTM_INLINE const char* ahead_of_tile(const T* next, const T* panel, int64_t k, int tile) {
+  constexpr int lines = 4 * FUSED_LSTM_VECTOR_BYTES / kLine;  // of one entry
+  const int64_t entries = k / kPair<T>;
+  // Nothing to ask for: what is in use already costs nothing.
+  if (next == nullptr || tile >= lines) return reinterpret_cast<const char*>(panel);
+  return reinterpret_cast<const char*>(next) + tile * entries * kLine;
+}
+
+// acc[M][N] += the entries of M rows (in every lane) times N vectors of a panel. What there is less
+// of is held: beside M N accumulators min(M, N) operands and one more have to fit the registers.
+template <class T, int M, int N, class Entry>
+FUSED_LSTM_INLINE void outer_product(Vec<T> (&acc)[M][N], const Entry& entry, const T* panel) {
+  constexpr int width = kLanes<Acc<T>> * kPair<T>;
+  if constexpr (M < N) {
+    Vec<T> s[M];
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) s[m] = entry(m);
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      Vec<T> b = load_raw(panel + v * width);
+      if constexpr (M > 1) hold(b);
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) acc[m][v] = multiply_add_of(panel, acc[m][v], s[m], b);
+    }
+  } else {
+    Vec<T> b[N];
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      b[v] = load_raw(panel + v * width);
+      if constexpr (M > 1) hold(b[v]);
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+      const Vec<T> s = entry(m);
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) acc[m][v] = multiply_add_of(panel, acc[m][v], s, b[v]);
+    }
+  }
+}
+
 // acc[M][N] = a[M, k] * the first N vectors of a panel
 template <class T, int M, int N>
-FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][N], int64_t k, const T* a, int64_t a_stride,
-                                const T* panel) {
+FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][N], int64_t k, const T* const (&a)[M],
+                                const T* panel, const char* ahead) {
   constexpr int pair = kPair<T>, width = kLanes<Acc<T>> * pair;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -68,26 +115,16 @@ FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][N], int64_t k, const T* a, int6
   }
   const int64_t whole = k / pair;
   for (int64_t i = 0; i < whole; ++i, panel += 4 * width) {
-    Vec<T> b[N];
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) b[v] = load_raw(panel + v * width);
-#pragma GCC unroll 12
-    for (int m = 0; m < M; ++m) {
-      const Vec<T> s = broadcast_entry(a + m * a_stride + i * pair);
-#pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) acc[m][v] = multiply_add_of(a, acc[m][v], s, b[v]);
-    }
+    if constexpr (M >= kAheadRows) __builtin_prefetch(ahead + i * kLine, 0, 2);
+    outer_product<T, M, N>(
+        acc, [&](int m) __attribute__((always_inline)) { return broadcast_entry(a[m] + i * pair); },
+        panel);
   }
   if constexpr (pair == 2) {
     if (k % 2 != 0) {
-#pragma GCC unroll 12
-      for (int m = 0; m < M; ++m) {
-        const Vec<T> s = broadcast_last(a + m * a_stride + k - 1);
-#pragma GCC unroll 4
-        for (int v = 0; v < N; ++v) {
-          acc[m][v] = multiply_add_of(a, acc[m][v], s, load_raw(panel + v * width));
-        }
-      }
+      outer_product<T, M, N>(
+          acc, [&](int m) __attribute__((always_inline)) { return broadcast_last(a[m] + k - 1); },
+          panel);
     }
   }
 }
@@ -99,13 +136,15 @@ constexpr int64_t kChain = 128;
 
 // sum[M][N] += a[M, k] * panel
 template <class T, int M, int N>
-FUSED_LSTM_INLINE void accumulate(Vec<T> (&sum)[M][N], int64_t k, const T* a, int64_t a_stride,
-                                  const T* panel) {
+FUSED_LSTM_INLINE void accumulate(Vec<T> (&sum)[M][N], int64_t k, const T* (&a)[M], const T* panel,
+                                  const char* ahead) {
   constexpr int64_t chain = kChain * kPair<T>;
   for (int64_t k0 = 0; k0 < k; k0 += chain) {
     Vec<T> acc[M][N];
-    multiply<T, M, N>(acc, k - k0 < chain ? k - k0 : chain, a + k0, a_stride,
-                      panel + k0 * 4 * kLanes<Acc<T>>);
+    multiply<T, M, N>(acc, k - k0 < chain ? k - k0 : chain, a, panel + k0 * 4 * kLanes<Acc<T>>,
+                      ahead + k0 / kPair<T> * kLine);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) a[m] += chain;
     // Through memory: the registers are full.
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
@@ -136,20 +175,28 @@ FUSED_LSTM_INLINE void with_row_count(int rows, const F& f) {
   f(RowCount<M>{});
 }
 
-// Calls f(first row, RowCount) over `rows` rows in tiles of nearly equal height, at most Most.
+// Calls f(tile, first row, RowCount) over `rows` rows in tiles of nearly equal height, at most
+// Most.
 template <int Most, class F>
 FUSED_LSTM_INLINE void for_row_tiles(int64_t rows, const F& f) {
   const int64_t tiles = (rows + Most - 1) / Most;
   int64_t row = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int height = int((rows - row) / (tiles - t));
-    with_row_count<Most>(height, [&](auto count) __attribute__((always_inline)) { f(row, count); });
+    with_row_count<Most>(height,
+                         [&](auto count) __attribute__((always_inline)) { f(int(t), row, count); });
     row += height;
   }
 }
 
+template <class T, int M>
+FUSED_LSTM_INLINE void row_addresses(const T* (&a)[M], const Rows<const T>& rows, int64_t row) {
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) a[m] = rows.at(row + m);
+}
+
 template <class T, class Out, int M, int N>
-__attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int64_t row) {
+__attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int tile, int64_t row) {
   constexpr int lanes = kLanes<Acc<T>>;
   const int last = g.cols - (N - 1) * lanes;  // columns in the last vector
   const Acc<T>* init = g.init == nullptr ? nullptr : g.init + row * g.init_stride;
@@ -161,12 +208,12 @@ __attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int64_t row
                       : load(init + m * g.init_stride + v * lanes, v == N - 1 ? last : lanes);
     }
   }
-  accumulate<T, M, N>(sum, g.k, g.a + row * g.a_stride, g.a_stride, g.panel);
-  Out* c = g.c + row * g.c_stride;
+  const T* a[M];
+  row_addresses<T, M>(a, g.a, row);
+  accumulate<T, M, N>(sum, g.k, a, g.panel, ahead_of_tile(g.ahead, g.panel, g.k, tile));
   for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < N; ++v) {
-      store(c + m * g.c_stride + v * lanes, sum[m][v], v == N - 1 ? last : lanes);
-    }
+    Out* c = g.c.at(row + m) + g.col;
+    for (int v = 0; v < N; ++v) store(c + v * lanes, sum[m][v], v == N - 1 ? last : lanes);
   }
 }
 
@@ -174,9 +221,10 @@ __attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int64_t row
 template <class T, class Out, int N>
 void gemm_columns(const PanelGemm<T, Out>& g) {
   constexpr int most = (N <= 2 ? 2 : 1) * FUSED_LSTM_TILE_ROWS;
-  for_row_tiles<most>(g.rows, [&](int64_t row, auto count) __attribute__((always_inline)) {
-    gemm_tile<T, Out, decltype(count)::value, N>(g, row);
-  });
+  for_row_tiles<most>(g.rows,
+                      [&](int tile, int64_t row, auto count) __attribute__((always_inline)) {
+                        gemm_tile<T, Out, decltype(count)::value, N>(g, tile, row);
+                      });
 }
 
 template <class T, class Out>

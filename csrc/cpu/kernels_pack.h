@@ -7,17 +7,17 @@ FUSED_LSTM_INLINE void store_raw(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// The entries of `n` columns of the rows from `row` on that form one entry of K; null is zero.
-FUSED_LSTM_INLINE VecF column_entries(const float* const* row, int64_t, int64_t col, int n) {
-  return *row == nullptr ? VecF{} : load(*row + col, n);
+// The entries of `n` columns of one row of K, or of the two that form a pair; null is zero.
+FUSED_LSTM_INLINE VecF column_entries(const float* row, const float*, int64_t col, int n) {
+  return row == nullptr ? VecF{} : load(row + col, n);
 }
-FUSED_LSTM_INLINE VecD column_entries(const double* const* row, int64_t, int64_t col, int n) {
-  return *row == nullptr ? VecD{} : load(*row + col, n);
+FUSED_LSTM_INLINE VecD column_entries(const double* row, const double*, int64_t col, int n) {
+  return row == nullptr ? VecD{} : load(row + col, n);
 }
-FUSED_LSTM_INLINE VecF column_entries(const bfloat16* const* row, int64_t rows, int64_t col,
+FUSED_LSTM_INLINE VecF column_entries(const bfloat16* row, const bfloat16* next, int64_t col,
                                       int n) {
-  const VecF first = row[0] == nullptr ? VecF{} : load(row[0] + col, n);
-  const VecF second = rows < 2 || row[1] == nullptr ? VecF{} : load(row[1] + col, n);
+  const VecF first = row == nullptr ? VecF{} : load(row + col, n);
+  const VecF second = next == nullptr ? VecF{} : load(next + col, n);
   return (VecF)(((VecU32)first >> 16) | (VecU32)second);
 }
 
@@ -48,10 +48,12 @@ void pack_rows(const PackRows<T>& s) {
   constexpr int lanes = kLanes<Acc<T>>, width = lanes * kPair<T>;
   T* out = s.panel;
   for (int64_t k = 0; k < s.k; k += kPair<T>) {
+    const T* row = s.rows.at(k);
+    const T* next = kPair<T> == 2 && k + 1 < s.k ? s.rows.at(k + 1) : nullptr;
     for (int v = 0; v < 4; ++v, out += width) {
       const int live = s.cols - v * lanes;
       store_raw(out, live <= 0 ? Vec<T>{}
-                               : column_entries(s.rows + k, s.k - k, s.col0 + v * lanes,
+                               : column_entries(row, next, s.col0 + v * lanes,
                                                 live < lanes ? live : lanes));
     }
   }
@@ -68,8 +70,8 @@ void transpose_rows(const Transpose<T>& s) {
       Vec<T> block[lanes] = {};
       for (int e = 0; e < entries; ++e) {
         const T* src = s.src + (row + e * pair) * s.src_stride;
-        const T* two[2] = {src, src + s.src_stride};
-        block[e] = column_entries(two, rows - e * pair, col, cols);
+        const T* next = pair == 2 && e * pair + 1 < rows ? src + s.src_stride : nullptr;
+        block[e] = column_entries(src, next, col, cols);
       }
       transpose<Acc<T>>(block);
       for (int j = 0; j < cols; ++j) {
@@ -113,20 +115,24 @@ constexpr Kernels<T> kTable = {
     pack_rows<T>,     transpose_rows<T>,    row_sums<T>,  hidden<T>,
 };
 
-// 12 independent chains hide the latency of 4 cycles at up to 3 per cycle. Returns how many
-// multiply-adds were run; volatile keeps the compiler from running fewer.
-[[maybe_unused]] double fma_chains(int64_t rounds) {
+// 12 independent chains hide the latency of 4 cycles at up to 3 per cycle. volatile keeps the
+// compiler from running fewer.
+template <class T>
+double run_multiply_adds(int64_t rounds) {
   constexpr int chains = 12;
-  const volatile float scale_value = 0.999f, shift_value = 1e-3f;
-  const VecF scale = VecF{} + scale_value, shift = VecF{} + shift_value;
-  VecF acc[chains];
-  for (int i = 0; i < chains; ++i) acc[i] = VecF{} + float(i);
+  constexpr double terms = kLanes<Acc<T>> * kPair<T>;
+  const volatile Acc<T> scale_value = Acc<T>(0.999), start_value = Acc<T>(1e-3);
+  const Vec<T> scale = Vec<T>{} + Acc<T>(scale_value), start = Vec<T>{} + Acc<T>(start_value);
+  Vec<T> acc[chains];
+  for (int i = 0; i < chains; ++i) acc[i] = start;
   for (int64_t r = 0; r < rounds; ++r) {
 #pragma GCC unroll 12
-    for (int i = 0; i < chains; ++i) acc[i] = acc[i] * scale + shift;
+    for (int i = 0; i < chains; ++i) {
+      acc[i] = multiply_add_of(static_cast<const T*>(nullptr), acc[i], scale, start);
+    }
   }
-  VecF sum{};
+  Vec<T> sum{};
   for (int i = 0; i < chains; ++i) sum += acc[i];
-  [[maybe_unused]] volatile float sink = sum[0];
-  return double(rounds) * chains * kLanes<float>;
+  [[maybe_unused]] volatile Acc<T> sink = sum[0];
+  return double(rounds) * chains * terms;
 }

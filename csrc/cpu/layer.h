@@ -4,9 +4,9 @@
 
 #include <cstddef>
 
-#include "../plan.h"
 #include "../problem.h"
 #include "kernels.h"
+#include "plan.h"
 
 namespace fused_lstm::cpu {
 
@@ -43,6 +43,7 @@ struct Input {
 
 template <class T>
 struct ForwardArgs {
+  const Kernels<T>* kernels;
   LstmProblem problem;
   const Steps* steps;
   Input<T> x;
@@ -58,6 +59,7 @@ struct ForwardArgs {
 
 template <class T>
 struct BackwardArgs {
+  const Kernels<T>* kernels;
   LstmProblem problem;
   const Steps* steps;
   Input<T> x;
@@ -87,9 +89,5 @@ template <class T>
 bool forward(const ForwardArgs<T>& args, const CpuPlan& plan, void* workspace);
 template <class T>
 bool backward(const BackwardArgs<T>& args, const CpuPlan& plan, void* workspace);
-
-// What the plan needs to know of this machine for T's kernels, `threads` threads allowed.
-template <class T>
-CpuMachine machine(int threads);
 
 }  // namespace fused_lstm::cpu

@@ -1,43 +1,318 @@
-// What this machine is, for the planner.
+#include "machine.h"
+
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #if defined(__linux__)
 #include <unistd.h>
 #endif
 
-#include "layer.h"
+#include "team.h"
+#include "workspace.h"
 
 namespace fused_lstm::cpu {
 namespace {
 
-int64_t l2_bytes() {
-#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
-  static const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+using Clock = std::chrono::steady_clock;
+
+// The fastest of several short trials counts: everything that disturbs makes slower, and on a busy
+// machine it is a matter of luck whether a trial is disturbed.
+constexpr double kWhile = 1e6;           // ns to go on for, and
+constexpr double kTooLong = 4 * kWhile;  // after which even too few trials are left at that
+constexpr int kTrials = 5;               // otherwise, at least
+constexpr int kBarriers = 5;             // in a row
+
+double elapsed_ns(Clock::time_point start) {
+  return std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+}
+
+// Nanoseconds of f(), at best. The first run only warms the caches.
+template <class F>
+double fastest_ns(const F& f) {
+  f();
+  double best = 0;
+  const Clock::time_point begin = Clock::now();
+  for (int trial = 0; elapsed_ns(begin) < (trial < kTrials ? kTooLong : kWhile); ++trial) {
+    const Clock::time_point start = Clock::now();
+    f();
+    const double ns = elapsed_ns(start);
+    if (trial == 0 || ns < best) best = ns;
+  }
+  return best;
+}
+
+int64_t cache_bytes(int which, int64_t otherwise) {
+#if defined(__linux__)
+  const long size = sysconf(which);
   if (size > 0) return size;
+#else
+  (void)which;
 #endif
-  return int64_t(1) << 20;  // as the cores of the last years have it
+  return otherwise;
+}
+
+#if defined(__linux__)
+constexpr int kLevel2 = _SC_LEVEL2_CACHE_SIZE, kLevel3 = _SC_LEVEL3_CACHE_SIZE;
+#else
+constexpr int kLevel2 = 0, kLevel3 = 0;
+#endif
+
+// Runs the kernels on memory of its own, all ones.
+template <class T>
+class KernelProbe {
+ public:
+  // Memory for `weight_bytes` of panels, and for `team` threads that sweep over them.
+  KernelProbe(const Kernels<T>& kernels, int64_t weight_bytes, int team)
+      : k_(kernels),
+        weights_(std::max<int64_t>(weight_bytes, panel_bytes()) / int64_t(sizeof(T)), one()),
+        rows_(kRows * kDepth, one()),
+        sums_(std::max<int64_t>(kRows, team) * width(), Acc<T>(1)),
+        state_(kRows * k_.lanes, Acc<T>(1)),
+        gates_(kRows * width(), one()) {}
+
+  int64_t panel_bytes() const { return width() * kDepth * int64_t(sizeof(T)); }
+
+  // One vector multiply-add of full tiles.
+  double multiply_ns() {
+    const int rows = 2 * k_.tile_rows;
+    const double vectors = 4.0 * double(kDepth / kPair<T>) * rows;
+    return fastest_ns([&] { multiply(rows, 0, 0); }) / vectors;
+  }
+
+  // Bytes a nanosecond and thread of one row against panels one after the other, `bytes` of them:
+  // what the cache delivers that they fit in. The threads begin at different ones.
+  double rate(int64_t bytes, int team) {
+    const int64_t panels = std::max<int64_t>(1, bytes / panel_bytes());
+    const double ns = fastest_ns([&] {
+      run_team(team, [&](int rank) {
+        for (int64_t i = 0; i < panels; ++i) multiply(1, (i + rank * panels / team) % panels, rank);
+      });
+    });
+    return double(panels * panel_bytes()) / ns;
+  }
+
+  // Gates, c and h of one vector of units of one row.
+  double gate_ns() {
+    GateStep<T> g{};
+    g.rows = kRows;
+    g.units = k_.lanes;
+    g.hidden = k_.lanes;
+    g.init = sums_.data();
+    g.init_stride = width();
+    g.c_prev = {state_.data(), k_.lanes};
+    g.c_next = {state_.data(), k_.lanes};
+    g.h_next = {rows_.data(), kDepth};
+    g.gates = {gates_.data(), width()};
+    return fastest_ns([&] { k_.gate_step(g); }) / kRows;
+  }
+
+  double gradient_ns() {
+    GateGradient<T> g{};
+    g.rows = kRows;
+    g.units = k_.lanes;
+    g.hidden = k_.lanes;
+    g.gates = {gates_.data(), width()};
+    g.c = g.c_prev = g.dh = {sums_.data(), width()};
+    g.dy = {gates_.data(), width()};
+    g.dc = {state_.data(), k_.lanes};
+    g.dgates = {rows_.data(), kDepth};
+    return fastest_ns([&] { k_.gate_gradient(g); }) / kRows;
+  }
+
+  // One vector of weights into a panel.
+  double pack_ns() {
+    const int n = k_.lanes;
+    const PackTransposed<T> pack{rows_.data(), kDepth, kDepth, 0, n, {n, n, n, n}, weights_.data()};
+    return fastest_ns([&] { k_.pack_transposed(pack); }) / (4.0 * double(kDepth / kPair<T>));
+  }
+
+ private:
+  static constexpr int64_t kDepth = 256;  // of a panel: 64 KiB of AVX-512 float32, inside every L2
+  static constexpr int64_t kRows = 64;    // no fewer than 4 * lanes
+
+  static T one() { return from_acc<T>(Acc<T>(1)); }
+  int64_t width() const { return 4 * k_.lanes; }
+
+  void multiply(int64_t rows, int64_t panel, int64_t first_row) {
+    PanelGemm<T, Acc<T>> g{};
+    g.rows = rows;
+    g.k = kDepth;
+    g.a = {rows_.data(), kDepth};
+    g.panel = weights_.data() + panel * width() * kDepth;
+    g.c = {sums_.data() + first_row * width(), width()};
+    g.cols = int(width());
+    k_.gemm(g);
+  }
+
+  const Kernels<T>& k_;
+  std::vector<T> weights_, rows_;
+  std::vector<Acc<T>> sums_, state_;
+  std::vector<T> gates_;
+};
+
+// A measurement beyond all reason was disturbed all along, and what is usual is taken instead: a
+// process that begins on a busy machine may live on when it is not.
+double plausible(double measured, double expected) {
+  return measured > expected / 20 && measured < expected * 8 ? measured : expected;
+}
+
+double barrier_ns(int team) {
+  double best = 0;
+  std::atomic<bool> enough{false};
+  Barrier barrier(team);
+  const Clock::time_point begin = Clock::now();
+  run_team(team, [&](int rank) {
+    for (;;) {
+      barrier.wait();
+      if (enough.load(std::memory_order_relaxed)) return;
+      const Clock::time_point start = Clock::now();
+      for (int i = 0; i < kBarriers; ++i) barrier.wait();
+      const double ns = elapsed_ns(start);
+      if (rank != 0) continue;
+      if (best == 0 || ns < best) best = ns;
+      if (elapsed_ns(begin) > kWhile) enough.store(true, std::memory_order_relaxed);
+    }
+  });
+  return best / kBarriers;
+}
+
+double fork_ns(int team) {
+  return fastest_ns([&] { run_team(team, [](int) {}); });
+}
+
+// Weights that do not fit a core's own cache, and fit what cores share.
+constexpr int64_t shared_sample(int64_t l2_bytes) { return 3 * l2_bytes; }
+
+template <class T>
+void measure_kernels(const Kernels<T>& kernels, CpuMachine* m) {
+  const CpuMachine usual;
+  KernelProbe<T> probe(kernels, shared_sample(m->l2_bytes), 1);
+  m->multiply_ns = plausible(probe.multiply_ns(), usual.multiply_ns);
+  m->gate_ns = plausible(probe.gate_ns(), usual.gate_ns);
+  m->gradient_ns = plausible(probe.gradient_ns(), usual.gradient_ns);
+  m->pack_ns = plausible(probe.pack_ns(), usual.pack_ns);
+  m->l2_rate = plausible(probe.rate(m->l2_bytes / 2, 1), usual.l2_rate);
+  m->shared_rate = plausible(probe.rate(shared_sample(m->l2_bytes), 1), usual.shared_rate);
+}
+
+// What a team costs, whatever it computes.
+void measure_teams(CpuMachine* m) {
+  const CpuMachine usual;
+  const int most = m->threads;
+  KernelProbe<float> probe(kernels<float>(), shared_sample(m->l2_bytes), most);
+  auto by_team = [&](double expected, const auto& measure) {
+    const double two = plausible(measure(2), expected);
+    return ByTeam{two, most > 2 ? plausible(measure(most), expected) : two, most};
+  };
+  m->barrier_ns = by_team(usual.barrier_ns.two, [](int team) { return barrier_ns(team); });
+  m->fork_ns = by_team(usual.fork_ns.two, [](int team) { return fork_ns(team); });
+  m->shared_rates = by_team(usual.shared_rate,
+                            [&](int team) { return probe.rate(shared_sample(m->l2_bytes), team); });
+}
+
+std::mutex measuring;
+
+// What does not depend on the kernels, measured once for all of them. Holds `measuring`.
+const CpuMachine& without_kernels(int threads) {
+  static std::map<int, CpuMachine> known;
+  auto found = known.find(threads);
+  if (found == known.end()) {
+    CpuMachine m;
+    m.threads = threads;
+    m.l2_bytes = cache_bytes(kLevel2, m.l2_bytes);
+    m.shared_bytes = cache_bytes(kLevel3, m.shared_bytes);
+    if (threads > 1) measure_teams(&m);
+    found = known.emplace(threads, m).first;
+  }
+  return found->second;
+}
+
+template <class T>
+CpuMachine measure(const Kernels<T>& kernels, int threads) {
+  CpuMachine m = without_kernels(threads);
+  m.lanes = kernels.lanes;
+  m.pair = kPair<T>;
+  m.vector_bytes = int(kernels.lanes * sizeof(Acc<T>));
+  m.tile_rows = kernels.tile_rows;
+  measure_kernels(kernels, &m);
+  return m;
 }
 
 }  // namespace
 
-template <class T>
-CpuMachine machine(int threads) {
-  CpuMachine m;
-  m.threads = std::max(1, threads);
-  m.lanes = kernels<T>().lanes;
-  m.pair = kPair<T>;
-  m.vector_bytes = int(m.lanes * sizeof(Acc<T>));
-  // AVX-512 runs one or two a cycle, by processor; narrower sets two.
-  m.fma_per_cycle = m.vector_bytes == 64 ? 1 : 2;
-  m.tile_rows = kernels<T>().tile_rows;
-  m.l2_bytes = l2_bytes();
-  return m;
+double ByTeam::at(int threads) const {
+  if (threads <= 2 || most <= 2) return two;
+  const double share = std::min(1.0, std::log2(threads / 2.0) / std::log2(most / 2.0));
+  return two + (all - two) * share;
 }
 
-template CpuMachine machine<float>(int);
-template CpuMachine machine<double>(int);
+template <class T>
+const CpuMachine& machine(const Kernels<T>& kernels, int threads) {
+  static std::map<std::pair<const void*, int>, CpuMachine> known;
+  const std::lock_guard<std::mutex> lock(measuring);
+  const std::pair<const void*, int> key{&kernels, threads};
+  auto found = known.find(key);
+  if (found == known.end()) found = known.emplace(key, measure(kernels, threads)).first;
+  return found->second;
+}
+
+template const CpuMachine& machine<float>(const Kernels<float>&, int);
+template const CpuMachine& machine<double>(const Kernels<double>&, int);
 #if defined(FUSED_LSTM_X86)
-template CpuMachine machine<bfloat16>(int);
+template const CpuMachine& machine<bfloat16>(const Kernels<bfloat16>&, int);
 #endif
+
+namespace {
+
+// Every fact by name; f(name, value) gets a reference to it.
+template <class Machine, class F>
+void for_facts(Machine& m, const F& f) {
+  f("threads", m.threads);
+  f("lanes", m.lanes);
+  f("pair", m.pair);
+  f("vector_bytes", m.vector_bytes);
+  f("tile_rows", m.tile_rows);
+  f("multiply_ns", m.multiply_ns);
+  f("gate_ns", m.gate_ns);
+  f("gradient_ns", m.gradient_ns);
+  f("pack_ns", m.pack_ns);
+  f("l2_bytes", m.l2_bytes);
+  f("shared_bytes", m.shared_bytes);
+  f("l2_rate", m.l2_rate);
+  f("shared_rate", m.shared_rate);
+  f("shared_rate_two", m.shared_rates.two);
+  f("shared_rate_all", m.shared_rates.all);
+  f("memory_rate", m.memory_rate);
+  f("barrier_ns_two", m.barrier_ns.two);
+  f("barrier_ns_all", m.barrier_ns.all);
+  f("fork_ns_two", m.fork_ns.two);
+  f("fork_ns_all", m.fork_ns.all);
+  f("most_threads", m.fork_ns.most);  // those that "all" was measured with
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, double>> list_facts(const CpuMachine& machine) {
+  std::vector<std::pair<std::string, double>> facts;
+  for_facts(machine,
+            [&](const char* name, auto& value) { facts.emplace_back(name, double(value)); });
+  return facts;
+}
+
+bool set_fact(CpuMachine& machine, const std::string& name, double value) {
+  bool found = false;
+  for_facts(machine, [&](const char* each, auto& fact) {
+    if (name != each) return;
+    fact = std::decay_t<decltype(fact)>(value);
+    found = true;
+  });
+  machine.barrier_ns.most = machine.shared_rates.most = machine.fork_ns.most;
+  return found;
+}
 
 }  // namespace fused_lstm::cpu

@@ -8,6 +8,7 @@
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer.h"
+#include "cpu/running.h"
 #include "cpu/team.h"
 
 namespace fused_lstm::cpu {
@@ -74,12 +75,15 @@ void* aligned(const c10::DataPtr& bytes) {
 }
 
 // Plans for the threads at hand and runs; with one thread where the plan's team is not to be had.
+// Returns the plan that ran.
 template <class T, class Plan, class Size, class Run>
-void plan_and_run(const Plan& plan_for, const Size& size_of, const Run& run) {
+CpuPlan plan_and_run(const Kernels<T>& kernels, const Plan& plan_for, const Size& size_of,
+                     const Run& run) {
+  const PlanRequest request = requested_plan();
   for (int threads = available_threads();; threads = 1) {
-    const CpuPlan plan = plan_for(machine<T>(threads));
+    const CpuPlan plan = plan_for(machine(kernels, threads), request);
     const c10::DataPtr bytes = c10::GetCPUAllocator()->allocate(size_of(plan) + 64);
-    if (run(plan, aligned(bytes))) return;
+    if (run(plan, aligned(bytes))) return plan;
   }
 }
 
@@ -87,6 +91,7 @@ template <class T>
 void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& reverse,
                  const Forward& out) {
   ForwardArgs<T> args{};
+  args.kernels = &kernels<T>();
   args.problem = call.problem;
   args.steps = &call.steps;
   args.x = input_of<T>(t);
@@ -98,9 +103,14 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   args.c_n = mutable_data<T>(std::get<2>(out));
   args.gates = mutable_data<T>(std::get<3>(out));
   args.c = mutable_data<Acc<T>>(std::get<4>(out));
-  plan_and_run<T>([&](const CpuMachine& m) { return plan_forward(args.problem, call.steps, m); },
-                  [&](const CpuPlan& plan) { return forward_workspace(args, plan); },
-                  [&](const CpuPlan& plan, void* space) { return forward(args, plan, space); });
+  last_plans().forward = plan_and_run<T>(
+      *args.kernels,
+      [&](const CpuMachine& m, const PlanRequest& request) {
+        return plan_forward(args.problem, call.steps, m, request);
+      },
+      [&](const CpuPlan& plan) { return forward_workspace(args, plan); },
+      [&](const CpuPlan& plan, void* space) { return forward(args, plan, space); });
+  last_plans().ran_forward = true;
 }
 
 Forward allocate(const LayerCall& call, const at::Tensor& x) {
@@ -168,6 +178,7 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                   const c10::List<bool>& reverse, const std::vector<at::Tensor>& grads) {
   BackwardArgs<T> args{};
   const LstmProblem& p = call.problem;
+  args.kernels = &kernels<T>();
   args.problem = p;
   args.steps = &call.steps;
   args.x = input_of<T>(t);
@@ -190,9 +201,14 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                      p.bias ? mutable_data<T>(g[3]) : nullptr,
                      call.projected() ? mutable_data<T>(g[call.per_direction - 1]) : nullptr};
   }
-  plan_and_run<T>([&](const CpuMachine& m) { return plan_backward(args.problem, call.steps, m); },
-                  [&](const CpuPlan& plan) { return backward_workspace(args, plan); },
-                  [&](const CpuPlan& plan, void* space) { return backward(args, plan, space); });
+  last_plans().backward = plan_and_run<T>(
+      *args.kernels,
+      [&](const CpuMachine& m, const PlanRequest& request) {
+        return plan_backward(args.problem, call.steps, m, request);
+      },
+      [&](const CpuPlan& plan) { return backward_workspace(args, plan); },
+      [&](const CpuPlan& plan, void* space) { return backward(args, plan, space); });
+  last_plans().ran_backward = true;
 }
 
 std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tensor& x,

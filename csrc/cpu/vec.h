@@ -114,19 +114,83 @@ FUSED_LSTM_INLINE void store(T* p, Vec<T> v, int n) {
   store_some(p, v, n);
 }
 
+// Says that v is wanted in a register: the compiler would rather read memory once per use, and
+// loads are what a processor can do fewest of.
+template <class V>
+FUSED_LSTM_INLINE void hold(V& v) {
+#if defined(FUSED_LSTM_X86)
+  asm("" : "+v"(v));
+#else
+  asm("" : "+w"(v));
+#endif
+}
+
 // ---- sigmoid and tanh ----
 
+// The smaller and the larger of each lane; where x is NaN, NaN.
+template <class V>
+FUSED_LSTM_INLINE V at_most(V x, V most) {
+  return x > most ? most : x;
+}
+template <class V>
+FUSED_LSTM_INLINE V at_least(V x, V least) {
+  return x < least ? least : x;
+}
+// 1 / d for normal d below 2^126, within 1 ulp.
+template <class V>
+FUSED_LSTM_INLINE V reciprocal(V d) {
+  return 1 / d;
+}
+#if FUSED_LSTM_VECTOR_BYTES == 64
+// One instruction each, which returns its second operand for a NaN; the compiler may not assume it.
+// A full mask costs nothing; without one, GCC warns of the undefined operand in its own headers.
+constexpr __mmask16 kAll16 = 0xffff;
+constexpr __mmask8 kAll8 = 0xff;
+FUSED_LSTM_INLINE VecF at_most(VecF x, VecF most) {
+  return (VecF)_mm512_maskz_min_ps(kAll16, most, x);
+}
+FUSED_LSTM_INLINE VecD at_most(VecD x, VecD most) {
+  return (VecD)_mm512_maskz_min_pd(kAll8, most, x);
+}
+FUSED_LSTM_INLINE VecF at_least(VecF x, VecF least) {
+  return (VecF)_mm512_maskz_max_ps(kAll16, least, x);
+}
+FUSED_LSTM_INLINE VecD at_least(VecD x, VecD least) {
+  return (VecD)_mm512_maskz_max_pd(kAll8, least, x);
+}
+// A division takes 10 to 16 cycles (float64: to 24). An estimate good to 2^-14 and Newton's steps,
+// which square the error, take 3 instructions (5).
+FUSED_LSTM_INLINE VecF reciprocal(VecF d) {
+  const VecF y = (VecF)_mm512_maskz_rcp14_ps(kAll16, d);
+  return y + y * (1 - d * y);
+}
+FUSED_LSTM_INLINE VecD reciprocal(VecD d) {
+  VecD y = (VecD)_mm512_maskz_rcp14_pd(kAll8, d);
+  y = y + y * (1 - d * y);
+  return y + y * (1 - d * y);
+}
+#elif FUSED_LSTM_VECTOR_BYTES == 32
+FUSED_LSTM_INLINE VecF at_most(VecF x, VecF most) { return (VecF)_mm256_min_ps(most, x); }
+FUSED_LSTM_INLINE VecD at_most(VecD x, VecD most) { return (VecD)_mm256_min_pd(most, x); }
+FUSED_LSTM_INLINE VecF at_least(VecF x, VecF least) { return (VecF)_mm256_max_ps(least, x); }
+FUSED_LSTM_INLINE VecD at_least(VecD x, VecD least) { return (VecD)_mm256_max_pd(least, x); }
+#endif
+
 // What exp needs to know of a format: round(x log2 e) by adding kRound, whose low bits then hold
-// the integer; ln 2 in two parts, the first with enough trailing zeros that n * kLn2Hi is exact.
+// the integer; ln 2, as a sum of two numbers of which the first has enough trailing zeros that
+// n * kLn2Hi is exact, or as one number where that errs by less; and (exp(r) - 1 - r) / r^2 as a
+// polynomial, interpolated at the Chebyshev points of |r| <= ln 2 / 2, lowest power first.
 template <class A>
 struct ExpFormat;
 template <>
 struct ExpFormat<float> {
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
-  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
+  static constexpr float kRound = 12582912.0f;               // 1.5 * 2^23
+  static constexpr float kLn2Hi = 0.693147181f, kLn2Lo = 0;  // off by 1.9e-9: n times that in exp
   static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr int kTerms = 7;          // (ln 2 / 2)^7 / 8! = 1.5e-8 < 2^-24
-  static constexpr float kMax = 89.0f;      // exp(89) overflows
+  static constexpr float kSeries[] = {// exp(r) within 1.0e-8 < 2^-26
+                                      0.5f, 0.166665769896987757f, 0.0416665546172045742f,
+                                      0.00836317905272257737f, 0.00139261835877134945f};
+  static constexpr float kMax = 87.0f;      // 1 + exp(87) < 2^126
   static constexpr float kTanhMax = 10.0f;  // 1 - tanh(10) = 4.1e-9 < 2^-25
 };
 template <>
@@ -134,39 +198,48 @@ struct ExpFormat<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
   static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr int kTerms = 13;         // (ln 2 / 2)^13 / 14! = 1.2e-17 < 2^-53
-  static constexpr double kMax = 710.0;     // exp(710) overflows
+  static constexpr double kSeries[] = {// exp(r) within 1.7e-17 < 2^-55
+                                       0.5,
+                                       0.166666666666666675,
+                                       0.0416666666666241279,
+                                       0.00833333333333006183,
+                                       0.00138888889172137169,
+                                       0.000198412698630536169,
+                                       0.0000248015212959543751,
+                                       2.75572684599970648e-6,
+                                       2.76200884454097482e-7,
+                                       2.51003854955103191e-8};
+  static constexpr double kMax = 708.0;     // 1 + exp(708) < 2^1022
   static constexpr double kTanhMax = 20.0;  // 1 - tanh(20) = 8.5e-18 < 2^-54
 };
 
-constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
-
-// exp(x) = scale * (1 + p) with scale = 2^n, n = round(x log2 e), p = expm1(x - n ln 2) by its
-// Taylor series. |x| <= kMax or NaN; scale is infinite where exp(x) is or nearly overflows.
+// exp(x) = scale * (1 + p) with scale = 2^n, n = round(x log2 e), p = expm1(x - n ln 2).
+// |x| <= kMax or NaN.
 template <class A>
 FUSED_LSTM_INLINE void exp_parts(Vec<A> x, Vec<A>& scale, Vec<A>& p) {
   using I = typename VecOf<A>::I;
   using F = ExpFormat<A>;
+  constexpr int terms = sizeof(F::kSeries) / sizeof(A);
   const Vec<A> shifted = x * A(1.44269504088896340736) + F::kRound;
   const Vec<A> n = shifted - F::kRound;
-  const Vec<A> r = (x - n * F::kLn2Hi) - n * F::kLn2Lo;
-  Vec<A> q = Vec<A>{} + A(inverse_factorial(F::kTerms));
+  Vec<A> r = x - n * F::kLn2Hi;
+  if constexpr (F::kLn2Lo != 0) r = r - n * F::kLn2Lo;
+  Vec<A> q = Vec<A>{} + F::kSeries[terms - 1];
 #pragma GCC unroll 16
-  for (int k = F::kTerms - 1; k >= 2; --k) q = q * r + A(inverse_factorial(k));
-  p = q * r * r + r;
+  for (int k = terms - 2; k >= 0; --k) q = q * r + F::kSeries[k];
+  p = q * (r * r) + r;
   scale = (Vec<A>)(((I)shifted << F::kMantissa) + ((I{} + F::kBias) << F::kMantissa));
 }
 
-// 1 / (1 + exp(-x)); within 4 ulp where the result is normal, NaN for NaN.
+// 1 / (1 + exp(-x)); within 4 ulp where |x| <= kMax, zero or one beyond, NaN for NaN.
 template <class A>
 FUSED_LSTM_INLINE Vec<A> sigmoid(Vec<A> x) {
   using F = ExpFormat<A>;
-  constexpr A kMin = 2 - F::kMax;  // 2^n stays normal
-  Vec<A> m = -x, scale, p;
-  m = m > F::kMax ? Vec<A>{} + F::kMax : m;
-  m = m < kMin ? Vec<A>{} + kMin : m;
-  exp_parts<A>(m, scale, p);
-  return A(1) / (A(1) + scale * (A(1) + p));
+  const Vec<A> most = Vec<A>{} + F::kMax;
+  Vec<A> scale, p;
+  exp_parts<A>(-at_least(at_most(x, most), -most), scale, p);
+  const Vec<A> y = reciprocal(A(1) + (scale + scale * p));
+  return x < -most ? Vec<A>{} : y;
 }
 
 // e / (e + 2) with e = expm1(2 |x|), then the sign of x; within 4 ulp, NaN for NaN.
@@ -175,11 +248,11 @@ FUSED_LSTM_INLINE Vec<A> tanh(Vec<A> x) {
   using F = ExpFormat<A>;
   using I = typename VecOf<A>::I;
   const I sign = (I)x & ((I{} + 1) << int(8 * sizeof(A) - 1));
-  Vec<A> m = (Vec<A>)((I)x ^ sign), scale, p;
-  m = m > F::kTanhMax ? Vec<A>{} + F::kTanhMax : m;
+  const Vec<A> m = at_most((Vec<A>)((I)x ^ sign), Vec<A>{} + F::kTanhMax);
+  Vec<A> scale, p;
   exp_parts<A>(m + m, scale, p);
   const Vec<A> e = scale * p + (scale - A(1));
-  return (Vec<A>)((I)(e / (e + A(2))) | sign);
+  return (Vec<A>)((I)(e * reciprocal(e + A(2))) | sign);
 }
 
 // ---- transposition ----
@@ -230,4 +303,26 @@ FUSED_LSTM_INLINE void transpose_stage(Vec<A> (&rows)[kLanes<A>]) {
 template <class A>
 FUSED_LSTM_INLINE void transpose(Vec<A> (&rows)[kLanes<A>]) {
   transpose_stage<A, 1>(rows);
+}
+
+template <class A, int S>
+FUSED_LSTM_INLINE void sum_stage(Vec<A> (&rows)[kLanes<A>]) {
+  constexpr int n = kLanes<A>;
+  if constexpr (S < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; i += 2 * S) {
+      swap_blocks<S, Vec<A>, typename VecOf<A>::I>(rows[i], rows[i + S],
+                                                   typename MakeLanes<n>::type{});
+      rows[i] += rows[i + S];
+    }
+    sum_stage<A, 2 * S>(rows);
+  }
+}
+
+// Lane l of the result is the sum of the lanes of rows[l]: a transposition of which every stage
+// adds up what it has brought together, so that the next has half as much to do.
+template <class A>
+FUSED_LSTM_INLINE Vec<A> sum_lanes(Vec<A> (&rows)[kLanes<A>]) {
+  sum_stage<A, 1>(rows);
+  return rows[0];
 }

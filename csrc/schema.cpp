@@ -1,4 +1,4 @@
-// The ops: their schemas. Each device registers its own kernels: csrc/cpu/ops.cpp and
+// The ops' schemas. Each device registers its own kernels: csrc/cpu/ops.cpp and
 // csrc/cuda/layer/register.cpp. Gradients are fused_lstm/autograd.py's, above the dispatcher: its
 // autograd keys are passed by, where the default would run a boxed kernel that costs as much as a
 // step of a small layer.

@@ -1,0 +1,190 @@
+// The part of the backward pass that needs no order: gradients of the weights and of the input, as
+// large products over all rows of a chunk of steps.
+#pragma once
+
+#include "backward_walk.h"
+
+namespace fused_lstm::cpu {
+
+template <class T>
+class BackwardProducts {
+ public:
+  BackwardProducts(const BackwardArgs<T>& args, const BackwardLayout<T>& layout,
+                   const Position& position, Barrier& group_barrier,
+                   const BackwardScratch<T>& scratch)
+      : a_(args),
+        p_(args.problem),
+        steps_(*args.steps),
+        k_(*args.kernels),
+        layout_(layout),
+        position_(position),
+        group_barrier_(group_barrier),
+        scratch_(scratch) {}
+
+  // This member's share of the panels of W_hh, W_ih and W_hr.
+  void pack_weights(int d) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    const DirectionWeights<T>& w = a_.weights[d];
+    const int64_t gates = 4 * p_.hidden_size, out = p_.output_size();
+    pack_panels({w.w_hh, out}, gates, out, b.w_h);
+    if (a_.dx != nullptr) pack_panels({w.w_ih, p_.input_size}, gates, p_.input_size, b.w_x);
+    if (p_.proj_size > 0) pack_panels({w.w_hr, p_.hidden_size}, out, p_.hidden_size, b.w_r);
+  }
+
+  // Adds what walk steps [s0, s1) give, whose gates' gradients are there.
+  void run(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
+    const Range rows = order.rows(s0, s1);
+    const bool first = s1 == steps_.steps();
+    if (a_.dx != nullptr) input_gradient(d, rows);
+    const DirectionGradients<T>& grads = a_.grads[d];
+    if (grads.w_ih != nullptr || grads.w_hh != nullptr || layout_.direction(d).db != nullptr) {
+      gate_weight_gradients(d, order, s0, s1, first);
+    }
+    if (grads.w_hr != nullptr) projection_gradient(d, rows, first);
+  }
+
+ private:
+  int64_t width() const { return 4 * k_.lanes; }
+
+  // This member's share of the panels of a matrix [k, n].
+  void pack_panels(const Rows<const T>& rows, int64_t k, int64_t n, T* panels) {
+    const Range share = position_.share_of(ceil_div(n, width()));
+    for (int64_t panel = share.begin; panel < share.end; ++panel) {
+      const int64_t col = panel * width();
+      k_.pack_rows(
+          {rows, k, col, int(std::min(width(), n - col)), panels + panel * width() * padded<T>(k)});
+    }
+  }
+
+  void gate_weight_gradients(int d, const TimeOrder& order, int64_t s0, int64_t s1, bool first) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    const int64_t hidden = p_.hidden_size, out = p_.output_size();
+    const int64_t rows = order.rows(s0, s1).size();
+    const Range units = position_.share_of(4 * hidden, k_.lanes);
+    const T* dgates_t = transposed(b, b.dgates, 4 * hidden, rows, units);
+    const Rows<const T> listed{nullptr, 0, scratch_.rows};
+    if (b.dw_ih != nullptr) {
+      gather_inputs(order, s0, s1);
+      pack_panels(listed, rows, p_.input_size, b.x_panels);
+    }
+    if (b.dw_hh != nullptr) {
+      gather_states(d, order, s0, s1);
+      pack_panels(listed, rows, out, b.h_panels);
+    }
+    group_barrier_.wait();  // packed
+    accumulate(dgates_t, units, rows, b.x_panels, p_.input_size, first, b.dw_ih);
+    accumulate(dgates_t, units, rows, b.h_panels, out, first, b.dw_hh);
+    if (b.db != nullptr) {
+      if (first) std::fill(b.db + units.begin, b.db + units.end, Acc<T>(0));
+      k_.row_sums(dgates_t, layout_.transposed_stride(), units.size(), rows, b.db + units.begin);
+    }
+  }
+
+  // Columns `units` of a [rows, columns] chunk as rows of this member's part of the buffer.
+  const T* transposed(const BackwardDirection<T>& b, const T* chunk, int64_t columns, int64_t rows,
+                      Range units) {
+    const int64_t stride = layout_.transposed_stride();
+    T* out = b.transposed + units.begin * stride;
+    if (units.size() > 0) {
+      k_.transpose({chunk + units.begin, columns, rows, units.size(), out, stride});
+    }
+    return out;
+  }
+
+  // dw[units, n] (+)= a_t[units, rows] * panels
+  void accumulate(const T* a_t, Range units, int64_t rows, const T* panels, int64_t n, bool first,
+                  Acc<T>* dw) {
+    if (dw == nullptr || units.size() == 0) return;
+    PanelGemm<T, Acc<T>> g{};
+    g.rows = units.size();
+    g.k = rows;
+    g.a = {a_t, layout_.transposed_stride()};
+    g.c = {dw + units.begin * n, n};
+    g.init_stride = n;
+    const int64_t size = width() * padded<T>(rows);
+    for_panels({0, n}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
+      g.panel = panels + panel * size;
+      g.ahead = next < 0 ? nullptr : panels + next * size;
+      g.init = first ? nullptr : g.c.base + col;
+      g.col = col;
+      g.cols = cols;
+      k_.gemm(g);
+    });
+  }
+
+  // Where the input rows of walk steps [s0, s1) lie, in the order of the chunk.
+  void gather_inputs(const TimeOrder& order, int64_t s0, int64_t s1) {
+    const int64_t first_row = order.rows(s0, s1).begin;
+    for (int64_t s = s0; s < s1; ++s) {
+      const T* x = a_.x.at(steps_, order.time(s));
+      const T** rows = scratch_.rows + order.offset(s) - first_row;
+      for (int64_t b = 0; b < order.size(s); ++b) rows[b] = x + b * a_.x.row_stride;
+    }
+  }
+
+  // Likewise the outputs h_{s-1} that went into these steps; null for a zero initial state.
+  void gather_states(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
+    const int64_t first_row = order.rows(s0, s1).begin, out = p_.output_size();
+    const int64_t y_stride = p_.directions * out;
+    for (int64_t s = s0; s < s1; ++s) {
+      const T** rows = scratch_.rows + order.offset(s) - first_row;
+      const int64_t continued = order.continued(s);
+      for (int64_t b = 0; b < continued; ++b) {
+        rows[b] = a_.y + (order.offset(s - 1) + b) * y_stride + d * out;
+      }
+      for (int64_t b = continued; b < order.size(s); ++b) {
+        rows[b] = a_.h0 == nullptr ? nullptr : a_.h0 + (d * p_.batch + b) * out;
+      }
+    }
+  }
+
+  // dx = dgates W_ih for this member's share of the chunk's rows.
+  void input_gradient(int d, Range rows) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    const int64_t gates = 4 * p_.hidden_size, input = p_.input_size;
+    const Range share = position_.share_of(rows.size());
+    if (share.size() == 0) return;
+    PanelGemm<T, T> g{};
+    g.rows = share.size();
+    g.k = gates;
+    g.a = {b.dgates + share.begin * gates, gates};
+    g.c = {b.dx + (rows.begin + share.begin) * input, input};
+    const int64_t size = width() * padded<T>(gates);
+    for_panels({0, input}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
+      g.panel = b.w_x + panel * size;
+      g.ahead = next < 0 ? nullptr : b.w_x + next * size;
+      g.col = col;
+      g.cols = cols;
+      k_.gemm_out(g);
+    });
+  }
+
+  // dW_hr (+)= dp^T m with m = o * tanh(c).
+  void projection_gradient(int d, Range rows, bool first) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    const int64_t hidden = p_.hidden_size, out = p_.output_size(), n = rows.size();
+    const Range share = position_.share_of(n);
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      const int64_t row = d * steps_.rows() + rows.begin + i;
+      k_.hidden(a_.gates + row * 4 * hidden + 3 * hidden, a_.c + row * hidden, hidden,
+                b.m + i * hidden);
+    }
+    group_barrier_.wait();  // hidden; and nobody needs dgates transposed any more
+    pack_panels({b.m, hidden}, n, hidden, b.m_panels);
+    const Range units = position_.share_of(out, k_.lanes);
+    const T* dp_t = transposed(b, b.dp, out, n, units);
+    group_barrier_.wait();  // packed
+    accumulate(dp_t, units, n, b.m_panels, hidden, first, b.dw_hr);
+  }
+
+  const BackwardArgs<T>& a_;
+  const LstmProblem& p_;
+  const Steps& steps_;
+  const Kernels<T>& k_;
+  const BackwardLayout<T>& layout_;
+  const Position position_;
+  Barrier& group_barrier_;
+  const BackwardScratch<T>& scratch_;
+};
+
+}  // namespace fused_lstm::cpu

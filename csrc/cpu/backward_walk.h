@@ -1,0 +1,163 @@
+// The part of the backward pass that has to follow the steps: gradients of the pre-activations,
+// and of h and c, from the last step to the first.
+#pragma once
+
+#include "backward_layout.h"
+#include "members.h"
+
+namespace fused_lstm::cpu {
+
+// Calls f(panel, first column, columns, next panel or -1) for the panels that cover `columns`,
+// whose begin is one's.
+template <class F>
+void for_panels(Range columns, int64_t width, bool downwards, const F& f) {
+  const Range panels{columns.begin / width, ceil_div(columns.end, width)};
+  if (columns.size() == 0) return;
+  for_each_by_turns(panels, downwards, [&](int64_t panel, int64_t next) {
+    const int64_t col = panel * width;
+    f(panel, col, int(std::min(width, columns.end - col)), next);
+  });
+}
+
+template <class T>
+class BackwardWalk {
+ public:
+  BackwardWalk(const BackwardArgs<T>& args, const CpuPlan& plan, const BackwardLayout<T>& layout,
+               const Position& position, Barrier& row_barrier, const BackwardScratch<T>& scratch)
+      : a_(args),
+        p_(args.problem),
+        steps_(*args.steps),
+        k_(*args.kernels),
+        layout_(layout),
+        row_barrier_(row_barrier),
+        scratch_(scratch),
+        rows_(steps_, position.row_group, plan.row_groups),
+        out_units_(part_of(p_.output_size(), position.unit_group, plan.unit_groups, width())),
+        hidden_units_(part_of(p_.hidden_size, position.unit_group, plan.unit_groups, width())) {}
+
+  // Gradients of the pre-activations of walk steps [s0, s1), and dh for what comes before s0.
+  void run(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
+    first_row_ = order.rows(s0, s1).begin;
+    for (int64_t s = s1 - 1; s >= s0; --s) {
+      if (s < s1 - 1) pull_back(d, order, s + 1);
+      if (p_.proj_size > 0) {
+        project_back(d, order, s);
+        row_barrier_.wait();
+        unproject(d, order, s);
+      }
+      gradients(d, order, s);
+      if (s > s0) row_barrier_.wait();
+    }
+  }
+
+  // dh = dgates W_hh for this member's rows of walk step s and its columns. Within a chunk run()
+  // does it; between two, whoever has waited for all dgates of step s.
+  void pull_back(int d, const TimeOrder& order, int64_t s) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    step_product(order, s, b.dgates, 4 * p_.hidden_size, b.w_h, out_units_, p_.output_size(), b.dh);
+  }
+
+ private:
+  int64_t width() const { return 4 * k_.lanes; }
+
+  // This member's rows of a [B, stride] block.
+  template <class U>
+  Rows<U> mine(U* block, int64_t stride) const {
+    return {block + rows_.row(0) * stride, rows_.step() * stride};
+  }
+
+  // dm = dp W_hr: the gradient of o * tanh(c).
+  void unproject(int d, const TimeOrder& order, int64_t s) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    step_product(order, s, b.dp, p_.output_size(), b.w_r, hidden_units_, p_.hidden_size, b.dm);
+  }
+
+  // c[B, n] = a[chunk, k] * panels, for this member's rows of walk step s and these columns.
+  void step_product(const TimeOrder& order, int64_t s, const T* a, int64_t k, const T* panels,
+                    Range columns, int64_t n, Acc<T>* c) {
+    PanelGemm<T, Acc<T>> g{};
+    g.rows = rows_.count(order.size(s));
+    g.k = k;
+    g.a = mine(a + (order.offset(s) - first_row_) * k, k);
+    g.c = mine(c, n);
+    const int64_t size = width() * padded<T>(k);
+    for_panels(columns, width(), s % 2 != 0,
+               [&](int64_t panel, int64_t col, int cols, int64_t next) {
+                 g.panel = panels + panel * size;
+                 g.ahead = next < 0 ? nullptr : panels + next * size;
+                 g.col = col;
+                 g.cols = cols;
+                 k_.gemm(g);
+               });
+  }
+
+  // dp = dh + dy: the gradient of the projected output, this member's rows and columns.
+  void project_back(int d, const TimeOrder& order, int64_t s) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    const int64_t out = p_.output_size(), y_stride = p_.directions * out;
+    const Rows<const Acc<T>> dh = mine<const Acc<T>>(b.dh, out);
+    const Rows<T> dp = mine(b.dp + (order.offset(s) - first_row_) * out, out);
+    Rows<const T> dy;
+    if (a_.grad_y != nullptr) dy = mine(a_.grad_y + order.offset(s) * y_stride + d * out, y_stride);
+    for (int64_t j = 0; j < rows_.count(order.size(s)); ++j) {
+      for (int64_t i = out_units_.begin; i < out_units_.end; ++i) {
+        const Acc<T> later = dh.at(j)[i];
+        dp.at(j)[i] = from_acc<T>(dy.given() ? later + to_acc(dy.at(j)[i]) : later);
+      }
+    }
+  }
+
+  // dgates and dc of walk step s, this member's rows and units.
+  void gradients(int d, const TimeOrder& order, int64_t s) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    const int64_t hidden = p_.hidden_size, gates = 4 * hidden, out = p_.output_size();
+    const int64_t here = order.offset(s), y_stride = p_.directions * out;
+    const int64_t saved = d * steps_.rows() + here;
+    const bool projected = p_.proj_size > 0;
+    GateGradient<T> g{};
+    g.rows = rows_.count(order.size(s));
+    g.hidden = hidden;
+    g.gates = mine(a_.gates + saved * gates, gates);
+    g.c = mine(a_.c + saved * hidden, hidden);
+    g.c_prev = state_before(d, order, s);
+    if (!projected && a_.grad_y != nullptr) {
+      g.dy = mine(a_.grad_y + here * y_stride + d * out, y_stride);
+    }
+    g.dh = mine<const Acc<T>>(projected ? b.dm : b.dh, hidden);
+    g.dc = mine(b.dc, hidden);
+    g.dgates = mine(b.dgates + (here - first_row_) * gates, gates);
+    for (g.unit = hidden_units_.begin; g.unit < hidden_units_.end; g.unit += k_.lanes) {
+      g.units = int(std::min<int64_t>(k_.lanes, hidden_units_.end - g.unit));
+      k_.gate_gradient(g);
+    }
+  }
+
+  // c before walk step s: of the step before, and the initial one of rows that begin here.
+  Rows<const Acc<T>> state_before(int d, const TimeOrder& order, int64_t s) const {
+    const int64_t hidden = p_.hidden_size;
+    const int64_t live = rows_.count(order.size(s)), continued = rows_.count(order.continued(s));
+    const Rows<const Acc<T>> first = mine<const Acc<T>>(layout_.direction(d).c0, hidden);
+    if (continued == 0) return first;
+    const int64_t before = d * steps_.rows() + order.offset(s - 1);
+    Rows<const Acc<T>> rows = mine(a_.c + before * hidden, hidden);
+    if (continued < live) {
+      for (int64_t j = 0; j < live; ++j) scratch_.c_rows[j] = (j < continued ? rows : first).at(j);
+      rows.list = scratch_.c_rows;
+    }
+    return rows;
+  }
+
+  const BackwardArgs<T>& a_;
+  const LstmProblem& p_;
+  const Steps& steps_;
+  const Kernels<T>& k_;
+  const BackwardLayout<T>& layout_;
+  Barrier& row_barrier_;
+  const BackwardScratch<T>& scratch_;
+  const MemberRows rows_;
+  const Range out_units_;     // this member's columns of dh, cut at panels
+  const Range hidden_units_;  // and of the gates; the same where there is no projection
+  int64_t first_row_ = 0;     // of the chunk, among all rows
+};
+
+}  // namespace fused_lstm::cpu

@@ -1,0 +1,114 @@
+#include "bindings.h"
+
+#include <pybind11/stl.h>
+
+#include "kernels.h"
+#include "machine.h"
+#include "probes.h"
+#include "running.h"
+#include "team.h"
+
+namespace py = pybind11;
+
+namespace fused_lstm::cpu {
+namespace {
+
+// The machine as the kernels find it that compute this dtype.
+CpuMachine machine_for(DType dtype, int threads) {
+  if (dtype == DType::float64) return machine(kernels<double>(), threads);
+#if defined(FUSED_LSTM_X86)
+  if (dtype == DType::bfloat16 && native_bfloat16()) return machine(kernels<bfloat16>(), threads);
+#endif
+  return machine(kernels<float>(), threads);
+}
+
+const char* computed_in(DType dtype) {
+  if (dtype == DType::float64) return "float64";
+  return dtype == DType::bfloat16 && native_bfloat16() ? "bfloat16" : "float32";
+}
+
+const char* name_of(Algorithm algorithm) { return algorithm == Algorithm::dot ? "dot" : "panels"; }
+
+py::dict facts_of(const CpuMachine& machine) {
+  py::dict facts;
+  for (const auto& [name, value] : list_facts(machine)) facts[name.c_str()] = value;
+  return facts;
+}
+
+py::dict facts_of(const CpuPlan& plan) {
+  py::dict facts;
+  facts["algorithm"] = name_of(plan.algorithm);
+  facts["threads"] = plan.threads();
+  facts["directions"] = plan.direction_groups;
+  facts["rows"] = plan.row_groups;
+  facts["units"] = plan.unit_groups;
+  facts["fold"] = plan.fold_input;
+  facts["chunk"] = plan.chunk_steps;
+  facts["predicted_us"] = plan.predicted_ns / 1000;
+  return facts;
+}
+
+py::object last_plan(bool backward) {
+  const LastPlans& last = last_plans();
+  if (!(backward ? last.ran_backward : last.ran_forward)) return py::none();
+  return facts_of(backward ? last.backward : last.forward);
+}
+
+}  // namespace
+
+py::dict plan_facts(const LstmProblem& problem, const Steps& steps, int threads,
+                    const py::dict& machine, const std::string& request) {
+  CpuMachine m = machine_for(problem.dtype, threads > 0 ? threads : available_threads());
+  for (const auto& [name, value] : machine) {
+    const auto text = name.cast<std::string>();
+    if (!set_fact(m, text, value.cast<double>())) {
+      throw py::value_error("there is no fact '" + text + "' of a machine");
+    }
+  }
+  const PlanRequest asked = request.empty() ? requested_plan() : PlanRequest::parse(request);
+  const CpuPlan forward = plan_forward(problem, steps, m, asked);
+  py::dict facts = facts_of(forward);
+  facts["why"] = explain_forward(forward, steps);
+  facts["isa"] = isa_name(current_isa());
+  facts["computed_in"] = computed_in(problem.dtype);
+  if (problem.save) {
+    const CpuPlan backward = plan_backward(problem, steps, m, asked);
+    for (const auto& [name, value] : facts_of(backward)) {
+      facts[("backward_" + name.cast<std::string>()).c_str()] = value;
+    }
+    facts["backward_why"] = explain_backward(backward);
+  }
+  return facts;
+}
+
+void bind(py::module_& m) {
+  m.def(
+      "cpu_isa", [] { return isa_name(current_isa()); },
+      "The instruction set that the CPU kernels use.");
+  m.def("set_cpu_isa", &set_isa, "Caps the instruction set of the CPU kernels.", py::arg("name"));
+  m.def(
+      "request_cpu_plan", [](const std::string& text) { request_plan(PlanRequest::parse(text)); },
+      "Asks for a plan, as FUSED_LSTM_CPU_PLAN does; \"\" takes that back.", py::arg("text"));
+  m.def("last_cpu_plan", &last_plan, "The plan of the last call on this thread, or None.",
+        py::arg("backward") = false);
+  m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");
+  m.def(
+      "cpu_machine",
+      [](const std::string& dtype, int threads) {
+        return facts_of(
+            machine_for(dtype_named(dtype), threads > 0 ? threads : available_threads()));
+      },
+      "What the planner knows of this machine; the first call measures.",
+      py::arg("dtype") = "float32", py::arg("threads") = 0);
+  m.def("fma_peak", &multiply_add_peak, "Measured peak of `threads` cores, in GFLOP/s.",
+        py::arg("threads"), py::arg("dtype") = "float32");
+  m.def("brgemm_rate", &brgemm_rate,
+        "GFLOP/s of oneDNN's micro-kernel for `rows` rows against `panels` packed panels of "
+        "`columns` columns, one after the other, on `threads` threads at once.",
+        py::arg("rows"), py::arg("columns"), py::arg("depth"), py::arg("panels"),
+        py::arg("dtype") = "float32", py::arg("threads") = 1);
+  m.def("panel_rate", &panel_rate, "The same of this package's kernels.", py::arg("rows"),
+        py::arg("depth"), py::arg("panels"), py::arg("dtype") = "float32", py::arg("threads") = 1);
+}
+
+}  // namespace fused_lstm::cpu

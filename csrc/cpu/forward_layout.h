@@ -1,0 +1,101 @@
+// The workspace of the forward pass.
+#pragma once
+
+#include "layer.h"
+#include "workspace.h"
+
+namespace fused_lstm::cpu {
+
+// What one direction needs.
+template <class T>
+struct ForwardDirection {
+  T* w_x;        // panels of W_ih, unless packed late
+  T* w_h;        // panels of W_hh, likewise
+  T* w_r;        // panels of W_hr
+  Acc<T>* bias;  // [panels, 4 * lanes]
+  Acc<T>* c0;    // [B, H] initial state, and the running one where c is not saved
+  T* h0;         // [P] of zeros, for rows without an initial state
+  T* m;          // [B, H] o * tanh(c) before the projection
+};
+
+// What one member needs for itself.
+template <class T>
+struct ForwardScratch {
+  T *w_x, *w_h;      // one panel of each, where packed late
+  Acc<T>* gates_x;   // [chunk rows, its panels, 4 * lanes]
+  const T** x_rows;  // [chunk rows] where the chunk's input rows lie
+  const T** h_rows;  // [rows] likewise the states of a step in which some rows begin
+  const Acc<T>** c_rows;
+};
+
+template <class T>
+class ForwardLayout {
+ public:
+  ForwardLayout(const ForwardArgs<T>& args, const CpuPlan& plan, void* base)
+      : args_(args), plan_(plan) {
+    Arena arena(base);
+    for (int d = 0; d < args.problem.directions; ++d) carve_direction(arena, d);
+    scratch_base_ = base == nullptr ? nullptr : static_cast<char*>(base) + arena.used();
+    Arena one(nullptr);
+    carve_scratch(one);
+    scratch_bytes_ = one.used();
+    bytes_ = arena.used() + plan.threads() * scratch_bytes_;
+  }
+
+  size_t bytes() const { return bytes_; }
+  const ForwardDirection<T>& direction(int d) const { return direction_[d]; }
+  ForwardScratch<T> scratch(int rank) const {
+    Arena arena(scratch_base_ + rank * scratch_bytes_);
+    return carve_scratch(arena);
+  }
+
+ private:
+  void carve_direction(Arena& arena, int d) {
+    const LstmProblem& p = args_.problem;
+    const int64_t lanes = args_.kernels->lanes, width = 4 * lanes;
+    const int64_t columns = ceil_div(p.hidden_size, lanes) * width;
+    ForwardDirection<T>& b = direction_[d];
+    b = {};
+    b.c0 = arena.take<Acc<T>>(p.batch * p.hidden_size);
+    if (args_.h0 == nullptr) b.h0 = arena.take<T>(p.output_size());
+    if (plan_.algorithm == Algorithm::dot) return;
+    if (!plan_.pack_late) {
+      b.w_x = arena.take<T>(panel_elements<T>(columns, width, p.input_size));
+      b.w_h = arena.take<T>(panel_elements<T>(columns, width, p.output_size()));
+    }
+    b.bias = arena.take<Acc<T>>(columns);
+    if (p.proj_size == 0) return;
+    b.w_r = arena.take<T>(panel_elements<T>(p.proj_size, width, p.hidden_size));
+    b.m = arena.take<T>(p.batch * p.hidden_size);
+  }
+
+  ForwardScratch<T> carve_scratch(Arena& arena) const {
+    const LstmProblem& p = args_.problem;
+    const int64_t rows = ceil_div(p.batch, plan_.row_groups), chunk = plan_.chunk_steps * rows;
+    const int64_t panels =
+        ceil_div(ceil_div(p.hidden_size, args_.kernels->lanes), plan_.unit_groups);
+    const int64_t width = 4 * args_.kernels->lanes;
+    ForwardScratch<T> s{};
+    if (plan_.pack_late) {
+      s.w_x = arena.take<T>(panel_elements<T>(width, width, p.input_size));
+      s.w_h = arena.take<T>(panel_elements<T>(width, width, p.output_size()));
+    }
+    if (plan_.algorithm == Algorithm::panels && !plan_.fold_input) {
+      s.gates_x = arena.take<Acc<T>>(chunk * panels * width);
+      s.x_rows = arena.take<const T*>(chunk);
+    }
+    if (p.packed) {
+      s.h_rows = arena.take<const T*>(rows);
+      s.c_rows = arena.take<const Acc<T>*>(rows);
+    }
+    return s;
+  }
+
+  const ForwardArgs<T>& args_;
+  const CpuPlan& plan_;
+  ForwardDirection<T> direction_[2];
+  char* scratch_base_;
+  size_t scratch_bytes_, bytes_;
+};
+
+}  // namespace fused_lstm::cpu

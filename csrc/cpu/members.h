@@ -1,0 +1,50 @@
+// The members of a team: who each one is, and the barriers at which they meet.
+#pragma once
+
+#include <vector>
+
+#include "plan.h"
+#include "ranges.h"
+#include "team.h"
+
+namespace fused_lstm::cpu {
+
+// Position of a member in its team: rank = (direction group, row group, unit group).
+struct Position {
+  int direction_group, row_group, unit_group;
+  int group_rank, group_size;  // among the members of the direction group
+
+  Position(const CpuPlan& plan, int rank)
+      : direction_group(rank / (plan.row_groups * plan.unit_groups)),
+        row_group(rank / plan.unit_groups % plan.row_groups),
+        unit_group(rank % plan.unit_groups),
+        group_rank(rank % (plan.row_groups * plan.unit_groups)),
+        group_size(plan.row_groups * plan.unit_groups) {}
+
+  // This member's share of what its direction group does together.
+  Range share_of(int64_t n, int64_t unit = 1) const {
+    return part_of(n, group_rank, group_size, unit);
+  }
+};
+
+// The barriers of a team: of everybody, of each direction group, and of the members that share the
+// rows of a row group.
+class TeamBarriers {
+ public:
+  explicit TeamBarriers(const CpuPlan& plan)
+      : row_groups_(plan.row_groups),
+        everybody_(plan.threads()),
+        groups_(plan.direction_groups, Barrier(plan.row_groups * plan.unit_groups)),
+        rows_(plan.direction_groups * plan.row_groups, Barrier(plan.unit_groups)) {}
+
+  Barrier& everybody() { return everybody_; }
+  Barrier& group(const Position& p) { return groups_[p.direction_group]; }
+  Barrier& rows(const Position& p) { return rows_[p.direction_group * row_groups_ + p.row_group]; }
+
+ private:
+  int row_groups_;
+  Barrier everybody_;
+  std::vector<Barrier> groups_, rows_;
+};
+
+}  // namespace fused_lstm::cpu
