@@ -10,6 +10,7 @@ Environment:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -17,6 +18,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -196,6 +199,47 @@ def nvcc_flags(includes: list[str]) -> list[str]:
     return flags + [flag for folder in includes for flag in ("-isystem", folder)]
 
 
+# Output
+
+
+def short_line(line: bytes) -> bytes:
+    """Of a command that ninja runs, its number and source file; any other line as it is."""
+    found = re.match(rb"(\[\d+/\d+\]) .* -c (\S+\.(?:cpp|cu)) ", line)
+    if not found:
+        return line
+    root = f"{ROOT}{os.sep}".encode()
+    return found[1] + b" " + found[2].removeprefix(root) + b"\n"
+
+
+@contextlib.contextmanager
+def short_lines() -> Iterator[None]:
+    """One line on stdout for each file that is compiled, where ninja prints 2,000 characters.
+
+    ninja writes to the file descriptor, so that is what is redirected. What the compilers say is
+    not touched.
+    """
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    stdout = os.dup(1)
+    os.dup2(writing, 1)
+    os.close(writing)
+
+    def copy() -> None:
+        with open(reading, "rb") as lines:
+            for line in lines:
+                os.write(stdout, short_line(line))
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)  # closes the pipe's last end for writing, which ends the thread
+        thread.join()
+        os.close(stdout)
+
+
 def sources(*patterns: str) -> list[str]:
     """Files that match, relative to this one, as setuptools wants them."""
     found = [path for pattern in patterns for path in ROOT.glob(pattern)]
@@ -239,6 +283,11 @@ def build_extension() -> dict:
     else:
         say(f"CPU only: {reason}.")
 
+    class BuildExtension(cpp_extension.BuildExtension):
+        def build_extensions(self) -> None:
+            with short_lines():
+                super().build_extensions()
+
     macros = [(f"FUSED_LSTM_{name}", f'"{value}"') for name, value in facts.items()]
     if reason is None:
         macros.append(("FUSED_LSTM_WITH_CUDA", "1"))
@@ -252,7 +301,7 @@ def build_extension() -> dict:
     )
     return {
         "ext_modules": [extension],
-        "cmdclass": {"build_ext": cpp_extension.BuildExtension},
+        "cmdclass": {"build_ext": BuildExtension},
     }
 
 

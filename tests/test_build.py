@@ -199,6 +199,40 @@ def test_flags_stay_portable_and_exact(setup_module):
         assert not flag.startswith(("-march", "-mtune", "-std", "-ffast-math", "-Ofast"))
 
 
+def test_a_compiler_command_is_one_short_line(setup_module):
+    source = f"{ROOT}/csrc/cpu/forward.cpp".encode()
+    command = (
+        b"[3/18] c++ -MMD -MF /x/y.o.d -I/a" + b" -I/b" * 400 + b" -c " + source + b" -o y.o -O3"
+    )
+    assert setup_module.short_line(command + b"\n") == b"[3/18] csrc/cpu/forward.cpp\n"
+    cuda = b"[1/2] nvcc -Xcompiler -fPIC -c -c /elsewhere/x.cu -o x.o\n"
+    assert setup_module.short_line(cuda) == b"[1/2] /elsewhere/x.cu\n"
+
+
+def test_what_compilers_say_is_passed_on(setup_module, capfd):
+    warning = "csrc/cpu/forward.cpp:12:3: warning: unused variable 'x' [-Wunused-variable]"
+    command = "[1/1] c++ -c csrc/x.cpp -o x.o"
+    said = f"{command}\n{warning}\nFAILED: [code=1] x.o"
+    with setup_module.short_lines():
+        subprocess.run([sys.executable, "-c", f"print({said!r})"], check=True)
+        print("from Python")
+    print("afterwards")
+    assert capfd.readouterr().out.splitlines() == [
+        "[1/1] csrc/x.cpp",
+        warning,
+        "FAILED: [code=1] x.o",
+        "from Python",
+        "afterwards",
+    ]
+
+
+def test_output_is_put_back_after_an_error(setup_module, capfd):
+    with pytest.raises(RuntimeError), setup_module.short_lines():
+        raise RuntimeError
+    os.write(1, b"still there\n")
+    assert capfd.readouterr().out == "still there\n"
+
+
 def test_source_package_can_be_built(tmp_path):
     """Every file that the build reads is in the source package."""
     result = run_setup("--quiet", "sdist", "--dist-dir", str(tmp_path))
@@ -208,6 +242,7 @@ def test_source_package_can_be_built(tmp_path):
         names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
     wanted = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/**/*") if p.is_file()}
     wanted |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fused_lstm/*.py")}
+    wanted |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("bench/*.py")}
     wanted |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "fused_lstm/py.typed"}
     assert wanted <= names
     assert not [name for name in names if name.endswith(".so")]
