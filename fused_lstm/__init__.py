@@ -2,6 +2,7 @@
 
 from fused_lstm._explain import explain
 from fused_lstm._ops import FusedLSTMWarning
+from fused_lstm._profile import profile
 from fused_lstm.cell import LSTMCell
 from fused_lstm.functional import lstm
 from fused_lstm.module import LSTM
@@ -16,6 +17,7 @@ __all__ = [
     "__version__",
     "explain",
     "lstm",
+    "profile",
     "replace_lstm",
     "restore_lstm",
 ]

@@ -1,4 +1,7 @@
-"""``python -m fused_lstm``: what was built, what runs here, and whether it computes rightly."""
+"""``python -m fused_lstm``: what was built, what runs here, and whether it computes rightly.
+
+``python -m fused_lstm profile module:function`` times a model before and after ``replace_lstm``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_lstm
-from fused_lstm import LSTM, _ops
+from fused_lstm import LSTM, _ops, _profile
 
 # Times the error that nn.LSTM makes in the same dtype, and a few units in the last place.
 OUTPUT_FACTOR, GRADIENT_FACTOR, FLOOR = 2, 3, 8
@@ -136,4 +139,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["profile"]:
+        sys.exit(_profile.main(sys.argv[2:]))
     sys.exit(main())

@@ -1,0 +1,339 @@
+"""``profile()``: what :func:`replace_lstm` gains in a model, as a whole and LSTM by LSTM."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import statistics
+import sys
+import timeit
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark.utils.timer import timer
+
+from fused_lstm._explain import explain
+from fused_lstm.cell import LSTMCell
+from fused_lstm.module import LSTM
+from fused_lstm.replace import replace_lstm, restore_lstm
+
+_SHORTEST = 0.01  # seconds of one measurement: far above the clock's resolution
+_KEPT_CALLS = 8  # calls of one LSTM with input of different shapes that are measured on their own
+
+
+@dataclass(frozen=True)
+class LSTMProfile:
+    """One LSTM or LSTMCell of the model; times are seconds for all of its calls in one run."""
+
+    name: str
+    shapes: list[tuple[int, ...]]  # of its input, each once
+    calls: int
+    algorithms: list[str]
+    before: float
+    after: float
+    difference: float  # of outputs, relative to the largest element
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What :func:`profile` found; ``str()`` gives the lines that it prints."""
+
+    before: float  # seconds of one run with torch.nn's LSTMs
+    after: float
+    difference: float
+    backward: bool
+    threads: int
+    lstms: list[LSTMProfile]
+    left_alone: list[str]  # what replace_lstm says of LSTMs that it does not swap
+
+    def __str__(self) -> str:
+        what = "forward and backward" if self.backward else "forward"
+        lines = [
+            f"the model, {what}, {self.threads} threads: {_ms(self.before)} -> {_ms(self.after)}, "
+            f"{self.before / self.after:.2f} times faster, outputs differ by {self.difference:.1e}"
+        ]
+        for each in self.lstms:
+            shares = f"{each.before / self.before:.0%} -> {each.after / self.after:.0%}"
+            shapes = ", ".join(str(list(shape)) for shape in each.shapes)
+            lines += [
+                f"{each.name}: input {shapes}, {each.calls} call{'s' * (each.calls != 1)}",
+                f"    {_ms(each.before)} -> {_ms(each.after)}, "
+                f"{each.before / each.after:.2f} times faster, {shares} of the model, "
+                f"outputs differ by {each.difference:.1e}",
+                *(f"    {line}" for line in each.algorithms),
+            ]
+        return "\n".join([*lines, *self.left_alone])
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    backward: bool = False,
+    rounds: int = 7,
+    say: Callable[[str], object] | None = print,
+) -> Profile:
+    """Run a model before and after :func:`replace_lstm`, by turns, and say what it gains.
+
+    The whole model is timed, and each LSTM alone on the input that it gets in the model. The model
+    is left as it was found, whichever LSTMs it has.
+
+    Args:
+        model: any module; its training mode is kept.
+        example_inputs: a tuple of positional arguments, a mapping of keyword arguments, or the one
+            argument.
+        backward: also compute the gradients of every parameter that requires one, of the sum of
+            all outputs; without, gradients are not recorded.
+        rounds: measurements of each, whose median is reported.
+        say: called with the report; None for silence.
+
+    Returns:
+        The report as a value.
+
+    Raises:
+        ValueError: if the model has no LSTM that can be swapped, or none is called.
+    """
+    classes = {m: type(m) for m in model.modules() if isinstance(m, (LSTM, LSTMCell))}
+    arguments = _Call.of(example_inputs)
+    left_alone: list[str] = []
+    try:
+        restore_lstm(model, say=None)
+        lstms = _swappable(model, left_alone)
+        if not lstms:
+            raise ValueError("the model has no torch.nn.LSTM or LSTMCell that can be swapped")
+        seen = _watch(model, arguments, lstms, backward)
+        if not seen:
+            raise ValueError("these inputs reach no LSTM of the model")
+        before, after = _by_turns(model, _runner(model, [arguments], backward), rounds)
+        found = Profile(
+            before,
+            after,
+            _difference(model, [arguments]),
+            backward,
+            torch.get_num_threads(),
+            [_profile_lstm(lstms[m], m, calls, backward, rounds) for m, calls in seen.items()],
+            left_alone,
+        )
+    finally:
+        restore_lstm(model, say=None)
+        for module in classes:
+            replace_lstm(module, say=None)
+    if say:
+        say(str(found))
+    return found
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any) -> _Call:
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        # A PackedSequence is a tuple too, and one argument.
+        return cls(tuple(inputs) if type(inputs) in (tuple, list) else (inputs,), {})
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(t.shape) for t in _tensors((self.args, self.kwargs)))
+
+    def detached(self) -> _Call:
+        """The same values, without the graph that computed them."""
+        return _Call(*_map(lambda t: t.detach().requires_grad_(t.requires_grad), self))
+
+
+def _map(change: Callable[[Tensor], Tensor], call: _Call) -> tuple[tuple, dict]:
+    def walk(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value) if value.is_floating_point() else value
+        if isinstance(value, nn.utils.rnn.PackedSequence):
+            return value._replace(data=change(value.data))
+        if type(value) in (tuple, list):
+            return type(value)(walk(each) for each in value)
+        return value
+
+    return walk(call.args), {name: walk(value) for name, value in call.kwargs.items()}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor of nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _swappable(model: nn.Module, left_alone: list[str]) -> dict[nn.Module, str]:
+    """Modules that replace_lstm would swap, with their names; it is not swapped afterwards."""
+    replace_lstm(model, say=lambda line: left_alone.append(line) if ": left as " in line else None)
+    found = {m: name for name, m in model.named_modules() if isinstance(m, (LSTM, LSTMCell))}
+    restore_lstm(model, say=None)
+    return {module: name or "the model itself" for module, name in found.items()}
+
+
+def _watch(
+    model: nn.Module, arguments: _Call, lstms: dict[nn.Module, str], backward: bool
+) -> dict[nn.Module, dict[tuple, list]]:
+    """The calls of each LSTM in one run: ``[call, how often]`` for each set of shapes."""
+    seen: dict[nn.Module, dict[tuple, list]] = {}
+
+    def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = _Call(args, kwargs)
+        calls = seen.setdefault(module, {})
+        key = call.shapes() if len(calls) < _KEPT_CALLS else next(iter(calls))
+        calls.setdefault(key, [call.detached(), 0])[1] += 1
+
+    hooks = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in lstms]
+    try:
+        _runner(model, [arguments], backward)()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _runner(model: nn.Module, calls: list[_Call], backward: bool) -> Callable[[], object]:
+    """A function that runs the model on each of the calls."""
+
+    def run() -> None:
+        for call in calls:
+            with torch.set_grad_enabled(backward):
+                outputs = [t for t in _tensors(model(*call.args, **call.kwargs)) if t.requires_grad]
+            if outputs:
+                wanted = [p for p in model.parameters() if p.requires_grad]
+                wanted += [t for t in _tensors((call.args, call.kwargs)) if t.requires_grad]
+                ones = [torch.ones_like(t) for t in outputs]
+                torch.autograd.grad(outputs, wanted, ones, allow_unused=True)
+
+    return run
+
+
+def _by_turns(module: nn.Module, run: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Median seconds of ``run`` with torch.nn's LSTMs in ``module``, and with the fused ones."""
+    seconds: dict[Callable, list[float]] = {restore_lstm: [], replace_lstm: []}
+    repeats = 1
+    for turn in range(-1, rounds):  # the first is not counted: it may allocate
+        order = list(seconds) if turn % 2 else list(reversed(seconds))
+        for swap in order:
+            swap(module, say=None)
+            elapsed = timeit.Timer(run, timer=timer).timeit(repeats) / repeats
+            if turn >= 0:
+                seconds[swap].append(elapsed)
+        if turn < 0:
+            repeats = max(1, math.ceil(_SHORTEST / max(elapsed, 1e-9)))
+    restore_lstm(module, say=None)
+    before, after = (statistics.median(each) for each in seconds.values())
+    return before, after
+
+
+@contextmanager
+def _eval(module: nn.Module) -> Iterator[None]:
+    """Without dropout, which makes two runs differ by more than their arithmetic."""
+    modes = {each: each.training for each in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+
+
+def _difference(module: nn.Module, calls: list[_Call]) -> float:
+    """Largest difference of outputs with and without fused LSTMs, over the largest element."""
+    results = []
+    with _eval(module), torch.no_grad():
+        for swap in (restore_lstm, replace_lstm):
+            swap(module, say=None)
+            results.append(
+                [t.double() for call in calls for t in _tensors(module(*call.args, **call.kwargs))]
+            )
+    restore_lstm(module, say=None)
+    pairs = [(a, b) for a, b in zip(*results, strict=True) if a.numel()]
+    return max(((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
+
+
+def _profile_lstm(
+    name: str, module: nn.Module, seen: dict[tuple, list], backward: bool, rounds: int
+) -> LSTMProfile:
+    before = after = 0.0
+    for call, times in seen.values():
+        one = _by_turns(module, _runner(module, [call], backward), rounds)
+        before, after = before + times * one[0], after + times * one[1]
+    calls = [call for call, _ in seen.values()]
+    inputs = [next(_tensors((call.args, call.kwargs))) for call in calls]
+    return LSTMProfile(
+        name,
+        list(dict.fromkeys(tuple(x.shape) for x in inputs)),
+        sum(times for _, times in seen.values()),
+        _algorithms(module, calls[0], backward),
+        before,
+        after,
+        _difference(module, calls),
+    )
+
+
+def _algorithms(module: nn.Module, call: _Call, backward: bool) -> list[str]:
+    """What explain() says of each layer; layers that do the same share a line."""
+    input = call.args[0] if call.args else call.kwargs["input"]
+    replace_lstm(module, say=None)
+    with torch.set_grad_enabled(backward):
+        lines = explain(module, input).splitlines()[1:]
+    restore_lstm(module, say=None)
+    layers: dict[str, list[str]] = {}
+    for line in lines:
+        if not line.startswith("    "):  # those are details of the one above
+            layer, _, what = line.strip().partition(": ")
+            layers.setdefault(what, []).append(layer)
+    return [f"{', '.join(names)}: {what}" for what, names in layers.items()]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m fused_lstm profile module:function``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fused_lstm profile", description=profile.__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "target", metavar="module:function", help="the function returns (model, example_inputs)"
+    )
+    parser.add_argument("--backward", action="store_true", help="also compute gradients")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each (7)")
+    options = parser.parse_args(arguments)
+    model, inputs = _load(options.target, parser.error)
+    try:
+        profile(model, inputs, backward=options.backward, rounds=options.rounds)
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _load(target: str, refuse: Callable[[str], NoReturn]) -> tuple[nn.Module, Any]:
+    """Model and inputs that ``module:function`` returns."""
+    module, _, function = target.partition(":")
+    if not function:
+        refuse(f"expected module:function, got '{target}'")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        refuse(f"{target}: {error}")
+    made = make()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        refuse(f"{target} has to return (model, example_inputs), got {type(made).__name__}")
+    return made
