@@ -1,46 +1,82 @@
-"""Errors against float64, and how they compare with nn.LSTM's own."""
+"""Errors against float64, and whether a provider's result is right at all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.passes import Tensors, make_pass
-from bench.providers import BASELINE, FUSED, Chain, Sequence, make_reference, rows_of, with_rows
-from bench.workloads import Workload
+from .passes import make_pass
+from .problem import Chain, Problem, Tensors, load
+from .workload import INFERENCE, TRAINING
+
+# A result is called wrong where it is this much less exact than nn.LSTM's.
+WRONG = 10.0
+# In float64 the reference is nn.LSTM itself, whose own error is not known: that of a sum of n
+# products is below n units in the last place, and gradients sum over thousands of rows.
+FLOAT64_UNITS = 1000
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Largest errors of outputs (inference, forward) or of gradients (training)."""
+class Reference:
+    """What float64 gives for a problem; computed when it is asked for, once."""
 
-    errors: dict[str, float]  # by provider; relative to the largest element of the same tensor
-    ratio: float | None  # fused error over nn.LSTM's, for the worst tensor; None in float64
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem.to(torch.float64)
+        self.model = load(Chain(nn.LSTM, problem.workload), self.problem)
+
+    @functools.cached_property
+    def outputs(self) -> Tensors:
+        return make_pass(self.model, self.problem, INFERENCE)()
+
+    @functools.cached_property
+    def gradients(self) -> Tensors:
+        return make_pass(self.model, self.problem, TRAINING)()
+
+    def expected(self, mode: str) -> Tensors:
+        return self.gradients if mode == TRAINING else self.outputs
 
 
 def largest_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest expected element."""
-    difference = (actual.double() - expected).abs().max().item()
+    """Largest difference, relative to the largest expected element; NaN if there is any."""
+    difference = (actual.detach().double() - expected).abs().max().item()
     return difference / max(expected.abs().max().item(), torch.finfo(torch.float64).tiny)
 
 
-def compare(
-    models: dict[str, Chain], x: Sequence, grad: Tensor, workload: Workload, mode: str
-) -> Accuracy:
-    """Runs every model and a float64 nn.LSTM once on the same input."""
-    reference = make_reference(models[BASELINE], workload)
-    x_double = with_rows(x, rows_of(x).double())
-    expected: Tensors = make_pass(reference, x_double, grad.double(), workload, mode)()
-    errors = {}
-    for name, model in models.items():
-        actual = make_pass(model, x, grad, workload, mode)()
-        errors[name] = {key: largest_error(actual[key], expected[key]) for key in expected}
-    largest = {name: max(each.values()) for name, each in errors.items()}
-    if workload.dtype == torch.float64:  # the reference is nn.LSTM in float64 itself
-        return Accuracy(largest, None)
+def errors(actual: Tensors, expected: Tensors) -> dict[str, float]:
+    """By tensor, of those that a provider gives."""
+    return {name: largest_error(t, expected[name]) for name, t in actual.items()}
+
+
+def largest(by_tensor: dict[str, float]) -> float | None:
+    """The largest error, NaN before all others; None where nothing could be compared."""
+    return max(by_tensor.values(), key=lambda e: math.inf if math.isnan(e) else e, default=None)
+
+
+def error_ratio(
+    ours: dict[str, float], theirs: dict[str, float], dtype: torch.dtype
+) -> float | None:
+    """Error over nn.LSTM's, for the worst tensor; None where that is not known."""
+    if dtype == torch.float64 or not theirs:
+        return None
     # Half a unit in the last place is what rounding the exact result costs: nobody can do better.
-    floor = torch.finfo(workload.dtype).eps / 2
-    ratios = [errors[FUSED][key] / max(errors[BASELINE][key], floor) for key in expected]
-    return Accuracy(largest, max(ratios))
+    floor = torch.finfo(dtype).eps / 2
+    return largest({name: e / max(theirs[name], floor) for name, e in ours.items()})
+
+
+def why_wrong(
+    ours: dict[str, float], theirs: dict[str, float], dtype: torch.dtype, eps: float | None
+) -> str:
+    """The tensor that is not what it has to be, and by how much; "" where all are right.
+
+    `eps` is that of the provider's arithmetic, where it is coarser than the dtype's.
+    """
+    floor = max(eps or 0, torch.finfo(dtype).eps)
+    if dtype == torch.float64:
+        floor *= FLOAT64_UNITS / WRONG
+    for name, error in ours.items():
+        allowed = WRONG * max(theirs.get(name, 0.0), floor)
+        if not error <= allowed:  # also where the error is NaN
+            return f"{name} is off by {error:.1e} of its largest element, allowed are {allowed:.1e}"
+    return ""

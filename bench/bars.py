@@ -1,109 +1,261 @@
-"""The project's bars on the CPU, and whether a run meets them."""
+"""The project's own bars on the CPU, and whether a run meets them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from bench.disturbed import Disturbance
-from bench.providers import FUSED
-from bench.runner import Result
-from bench.workloads import (
-    ALL_MODES,
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import units
+from .machine import brgemm_of, machine
+from .providers import BASELINE, FUSED
+from .report import make_table, show_table
+from .results import Result, Run, geometric_mean
+from .workloads import (
     BFLOAT16,
+    CELL,
     DENSE,
     DOUBLE,
+    GRID,
     INFERENCE,
-    PACKED,
-    PROJECTION,
-    STEPPING,
     TRAINING,
+    Workload,
 )
+
+NOISE = 0.97  # a bar of "never slower" allows this much
+# One AVX-512 unit does 8 float64 multiply-adds a cycle, and no processor runs at more than 6 GHz:
+# a rate above 2 x 8 x 6e9 operations a second and core takes two units.
+ONE_UNIT_FLOPS = 96e9
+# nn.LSTM computes on denormals where the gradient fades; it takes this much longer where they cost.
+SLOW_DENORMALS = 2.0
 
 
 @dataclass(frozen=True)
 class Bar:
     what: str
     wanted: str
-    value: float
     shown: str
     met: bool
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))
-
-
-def at_least(what: str, wanted: float, value: float, unit: str = "x") -> Bar:
-    return Bar(what, f"at least {wanted:g}{unit}", value, f"{value:.2f}{unit}", value >= wanted)
+def at_least(what: str, wanted: float, value: float) -> Bar:
+    return Bar(what, f"at least {wanted:g}", units.times(value), value >= wanted)
 
 
 def at_most(what: str, wanted: float, value: float) -> Bar:
-    return Bar(what, f"at most {wanted:g}x", value, f"{value:.2f}x", value <= wanted)
+    return Bar(what, f"at most {wanted:g}", units.times(value), value <= wanted)
 
 
-def speed_bars(results: list[Result]) -> list[Bar]:
-    """Bars on the ratio over nn.LSTM. Where a group has several rows, the slowest one counts."""
-    bars = []
-
-    def ratios(group: str, mode: str) -> list[float]:
-        return [r.ratio for r in results if r.workload.group == group and r.mode == mode]
-
-    def add(group: str, mode: str, wanted: float, summary: Callable, how: str) -> None:
-        if values := ratios(group, mode):
-            bars.append(at_least(f"{group}, {mode}: {how}", wanted, summary(values)))
-
-    for mode, mean in ((INFERENCE, 1.5), (TRAINING, 2.0)):
-        add(DENSE, mode, 1.0, min, "slowest row")
-        add(DENSE, mode, mean, geometric_mean, "geometric mean")
-    for group, mode, wanted in (
-        (PACKED, INFERENCE, 2.0),
-        (PACKED, TRAINING, 3.0),
-        (DOUBLE, INFERENCE, 2.5),
-        (DOUBLE, TRAINING, 2.5),
-        (PROJECTION, INFERENCE, 2.5),
-        (PROJECTION, TRAINING, 2.5),
-        (BFLOAT16, TRAINING, 2.0),
-    ):
-        add(group, mode, wanted, min, "slowest row")
-    streaming = [r for r in results if r.workload.group == STEPPING and r.workload.name == "step"]
-    bars += [at_least(f"{STEPPING}, B=1, H=128", 5.0, r.ratio) for r in streaming]
-    return bars
+def share_at_least(what: str, wanted: float, value: float) -> Bar:
+    return Bar(what, f"at least {units.percent(wanted)}", units.percent(value), value >= wanted)
 
 
-def peak_bars(results: list[Result], peak: float | None) -> list[Bar]:
-    """Share of the FMA peak at B=64, T=50, I=H=512."""
-    if peak is None:
-        return []
-    bars = []
-    for result in results:
-        wanted = {INFERENCE: 88.0, TRAINING: 80.0}.get(result.mode)
-        if result.workload.name == "square" and wanted:
-            share = 100 * result.gflops(FUSED) / peak
-            bars.append(at_least(f"share of FMA peak, {result.mode}", wanted, share, "%"))
-    return bars
+def extra_providers(workload: Workload, mode: str) -> list[str]:
+    """What the bars compare fused_lstm with besides nn.LSTM."""
+    names = []
+    if workload.batch == 1 and workload.steps >= 50 and workload.group == DENSE:
+        names.append("one-thread")
+    if workload.name == "square":
+        names.append("tf32")
+    if workload.name == "single, long" and mode == INFERENCE:
+        names.append("bf16")
+    if workload.name == "square, bfloat16" and mode == TRAINING:
+        names.append("autocast")
+    return names
 
 
-def accuracy_bars(results: list[Result]) -> list[Bar]:
+def with_brgemm(result: Result) -> Result:
+    """With the rate of oneDNN's micro-kernel where a bar is a share of it."""
+    if not brgemm_bar(result):
+        return result
+    return replace(result, brgemm_gflops=brgemm_of(result.workload, result.threads))
+
+
+def brgemm_bar(result: Result) -> float | None:
+    """The share of oneDNN's micro-kernel that a row has to reach."""
+    workload = result.workload
+    hidden = max(workload.hidden)
+    if workload.group not in (DENSE, GRID) or workload.batch < 8:
+        return None
+    if 512 <= hidden <= 640:
+        return {INFERENCE: 0.90, TRAINING: 0.85}.get(result.mode)
+    if 256 <= hidden <= 384:
+        return {INFERENCE: 0.80, TRAINING: 0.72}.get(result.mode)
+    return None
+
+
+def ratios(results: list[Result], keep: Callable[[Result], bool]) -> list[float]:
+    return [r.faster().median for r in results if keep(r) and r.faster()]
+
+
+def never_slower(run: Run) -> Iterator[Bar]:
+    """The slowest row of each kind of float that nn.LSTM computes in this precision."""
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        found = ratios(run.results, lambda r, dtype=dtype: r.workload.dtype == dtype)
+        if found:
+            name = str(dtype).removeprefix("torch.")
+            yield at_least(f"slowest row, {name}", NOISE, min(found))
+
+
+def group_means(run: Run, group: str, wanted: dict[str, float], where: str) -> Iterator[Bar]:
+    """Geometric mean of a group in each mode."""
+    for mode, bar in wanted.items():
+        found = ratios(run.results, lambda r, m=mode: r.workload.group == group and r.mode == m)
+        if found:
+            yield at_least(f"mean, {group}, {mode}, {where}", bar, geometric_mean(found))
+
+
+def dense_means(run: Run) -> Iterator[Bar]:
+    """Means of the dense rows: under a cap to AVX2, or on Intel's AVX-512."""
+    facts = run.environment
+    if facts["isa_cap"] == "avx2":
+        wanted = {INFERENCE: 1.1, TRAINING: 1.3}
+        yield from group_means(run, DENSE, wanted, "both capped to AVX2")
+    elif "GenuineIntel" in facts["cpu_kind"] and "avx512" in (facts["isa"] or ""):
+        yield from group_means(run, DENSE, {INFERENCE: 1.25, TRAINING: 1.6}, "Intel AVX-512")
+
+
+def brgemm_shares(run: Run) -> Iterator[Bar]:
+    """The row that stays furthest below its share of oneDNN's micro-kernel, for each share."""
+    worst: dict[tuple[str, float], tuple[float, Result]] = {}
+    for result in run.results:
+        wanted, rate = brgemm_bar(result), result.gflops()
+        if wanted and rate and result.brgemm_gflops:
+            found = (rate / result.brgemm_gflops, result)
+            key = (result.mode, wanted)
+            worst[key] = min(worst.get(key, found), found, key=lambda pair: pair[0])
+    for (mode, wanted), (share, result) in worst.items():
+        yield share_at_least(f"of brgemm, {mode}, {result.workload.name}", wanted, share)
+
+
+def single_rows(run: Run) -> Iterator[Bar]:
+    """B = 1, T >= 50, on two threads."""
+    for r in run.results:
+        if r.workload.batch != 1 or r.workload.steps < 50 or r.workload.group != DENSE:
+            continue
+        name = f"{r.workload.name}, {r.mode}"
+        if r.threads == 2 and r.faster():
+            yield at_least(name, 1.5, r.faster().median)
+            yield at_most(f"{name}: quartile over median", 1.2, r.time().high / r.time().median)
+        if one := r.faster("one-thread"):
+            yield at_least(f"{name}: over one thread", NOISE, one.median)
+
+
+def last_step(run: Run) -> Iterator[Bar]:
+    """A loss of the last step, beside the same with all steps in the loss."""
+    rows = {r.workload.name: r for r in run.results if r.mode == TRAINING}
+    last, every = rows.get("hydrology"), rows.get("hydrology, all steps")
+    if last is None or every is None or not (last.time() and every.time()):
+        return
+    ours = last.time().median / every.time().median
+    yield at_most("last-step loss over all-step loss", 1.15, ours)
+    if last.time(BASELINE) and every.time(BASELINE):
+        theirs = last.time(BASELINE).median / every.time(BASELINE).median
+        if theirs > SLOW_DENORMALS:
+            yield at_least("last-step loss, where denormals are slow", 8, last.faster().median)
+
+
+def float64_shares(run: Run) -> Iterator[Bar]:
+    """Share of the multiply-add peak."""
+    for r in run.results:
+        facts = machine("float64", r.threads)
+        if r.workload.group == DOUBLE and r.gflops() and facts:
+            wanted = 0.60 if facts.flops / r.threads > ONE_UNIT_FLOPS else 0.70
+            name = f"of the float64 peak, {r.workload.name}, {r.mode}"
+            yield share_at_least(name, wanted, 1e9 * r.gflops() / facts.flops)
+
+
+def cells_and_steps(run: Run) -> Iterator[Bar]:
+    if found := ratios(run.results, lambda r: r.workload.group == CELL):
+        yield at_least("slowest LSTMCell", NOISE, min(found))
+    for r in run.results:
+        if r.workload.name == "cell, 1 x 128" and r.faster():
+            yield at_least(f"LSTMCell, B=1, H=128, {r.mode}", 1.3, r.faster().median)
+        if r.workload.name == "step" and r.faster():
+            yield at_least("one step through the module, B=1, H=128", 6, r.faster().median)
+
+
+def busy(run: Run) -> Iterator[Bar]:
+    for each in run.disturbances:
+        if FUSED in each.slowdowns:
+            worst = {name: max(values) for name, values in each.slowdowns.items()}
+            yield at_most(each.workload.name, 3, worst[FUSED])
+            if BASELINE in worst:
+                what = f"{each.workload.name}: over nn.LSTM's worst"
+                yield at_most(what, 1, worst[FUSED] / worst[BASELINE])
+
+
+def bfloat16(run: Run) -> Iterator[Bar]:
+    """How much is asked of the bfloat16 rows depends on the processor's units."""
+    if run.environment["amx"]:
+        yield from group_means(run, BFLOAT16, {INFERENCE: 1.5, TRAINING: 2.0}, "AMX")
+        if found := ratios(run.results, lambda r: r.workload.group == BFLOAT16):
+            yield at_least("slowest row, bfloat16, AMX", 1.0, min(found))
+    elif run.environment["isa"] == "avx512_bf16":
+        yield from group_means(run, BFLOAT16, {INFERENCE: 1.0, TRAINING: 1.5}, "AVX512-BF16")
+
+
+def own_settings(run: Run) -> Iterator[Bar]:
+    """fused_lstm in reduced precision over itself; autocast over bfloat16 itself."""
+    amx = run.environment["amx"]
+    for r in run.results:
+        name = f"{r.workload.name}, {r.mode}"
+        if amx and (tf32 := r.faster("tf32")):
+            yield at_least(f'{name}: "tf32" over "ieee"', 1.7, 1 / tf32.median)
+        if bf16 := r.faster("bf16"):
+            yield at_least(f'{name}: "bf16" over "ieee"', 1.6, 1 / bf16.median)
+        if autocast := r.faster("autocast"):
+            yield at_most(f"{name}: autocast over bfloat16", 1.15, autocast.median)
+
+
+def accuracy(run: Run) -> Iterator[Bar]:
     """Error against float64 over nn.LSTM's own, for the worst row."""
-    bars = []
-    for what, wanted, modes in (
-        ("error of outputs over nn.LSTM's", 2.0, {m for m in ALL_MODES if m != TRAINING}),
-        ("error of gradients over nn.LSTM's", 3.0, {TRAINING}),
-    ):
-        ratios = [r.accuracy.ratio for r in results if r.mode in modes]
-        known = [ratio for ratio in ratios if ratio is not None]
-        bars += [at_most(what, wanted, max(known))] if known else []
-    return bars
+    for what, wanted, training in (("outputs", 2.0, False), ("gradients", 3.0, True)):
+        found = [
+            r.measurements[FUSED].error_ratio
+            for r in run.results
+            if FUSED in r.measurements and (r.mode == TRAINING) == training
+        ]
+        known = [ratio for ratio in found if ratio is not None]
+        if known:
+            yield at_most(f"error of {what} over nn.LSTM's", wanted, max(known))
 
 
-def all_bars(
-    results: list[Result], disturbances: list[Disturbance], peak: float | None
-) -> list[Bar]:
-    bars = speed_bars(results) + peak_bars(results, peak)
-    if disturbances:
-        worst = max(each.slowdown(FUSED) for each in disturbances)
-        bars.append(at_most("slowdown with one core busy", 3.0, worst))
-    return bars + accuracy_bars(results)
+def all_bars(run: Run) -> list[Bar]:
+    """Those that the run has measured."""
+    if run.environment["device"] != "cpu":
+        return []
+    parts = (
+        never_slower,
+        dense_means,
+        brgemm_shares,
+        single_rows,
+        last_step,
+        float64_shares,
+        cells_and_steps,
+        busy,
+        bfloat16,
+        own_settings,
+        accuracy,
+    )
+    return [bar for part in parts for bar in part(run)]
+
+
+def bars_table(bars: list[Bar]) -> Table:
+    table = make_table("Bars of the project")
+    table.add_column("what")
+    for heading in ("bar", "measured", "met"):
+        table.add_column(heading, justify="right")
+    for bar in bars:
+        table.add_row(bar.what, bar.wanted, bar.shown, "yes" if bar.met else "[bold red]no")
+    return table
+
+
+def show_bars(console: Console, bars: list[Bar]) -> None:
+    if bars:
+        show_table(console, bars_table(bars))
+    else:
+        console.print("None of the project's bars was measured.")

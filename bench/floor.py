@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.workloads import TRAINING, Workload
+from .workloads import TRAINING, Workload
 
 # Multiply-adds count as two operations; tensor cores, but for plain float32.
 RATES = {torch.bfloat16: 790e12, torch.float16: 790e12, torch.float32: 60e12}

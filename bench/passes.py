@@ -1,21 +1,19 @@
-"""What is timed and checked: one pass of a model over a workload's input, in each mode."""
+"""What is timed and checked: one pass of a model over a problem's input, in each mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.providers import Chain, Sequence, rows_of, with_rows
-from bench.workloads import INFERENCE, TRAINING, Workload
-
-Tensors = dict[str, Tensor]
+from .problem import Problem, Tensors, rows_of, with_rows
+from .workload import INFERENCE, TRAINING, Workload
 
 
-def forward(model: Chain, x: Sequence) -> Tensors:
+def forward(call: Callable, problem: Problem) -> Tensors:
     """Every output by name."""
-    y, states = model(x)
+    y, states = call(problem.x)
     outputs = {"y": rows_of(y)}
     for i, (h_n, c_n) in enumerate(states):
         outputs |= {f"h_n of {i}": h_n, f"c_n of {i}": c_n}
@@ -29,42 +27,42 @@ def output_in_loss(y: Tensor, workload: Workload) -> Tensor:
     return y[:, -1] if workload.batch_first else y[-1]
 
 
-def make_grad(model: Chain, x: Sequence, workload: Workload) -> Tensor:
-    """A random gradient for the output, the same for every model."""
-    with torch.no_grad():
-        y = output_in_loss(rows_of(model(x)[0]), workload)
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(y.shape, generator=generator).to(y)
-
-
-def train(model: Chain, x: Sequence, grad: Tensor, workload: Workload) -> Tensors:
+def train(model: nn.Module, call: Callable, problem: Problem) -> Tensors:
     """Forward and backward: gradients of the input and of every parameter, by name."""
-    rows = rows_of(x).detach().requires_grad_()
-    y = output_in_loss(rows_of(model(with_rows(x, rows))[0]), workload)
+    rows = rows_of(problem.x).detach().requires_grad_()
+    y = output_in_loss(rows_of(call(with_rows(problem.x, rows))[0]), problem.workload)
     names, parameters = zip(*model.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(y, [rows, *parameters], grad)
+    gradients = torch.autograd.grad(y, [rows, *parameters], problem.grad)
     return dict(zip(("x", *names), gradients, strict=True))
 
 
-def make_pass(model: Chain, x: Sequence, grad: Tensor, workload: Workload, mode: str) -> Callable:
-    """A function without arguments that runs the mode once and returns its tensors."""
+def make_pass(
+    model: nn.Module, problem: Problem, mode: str, call: Callable | None = None
+) -> Callable[[], Tensors]:
+    """A function without arguments that runs the mode once and returns its tensors.
+
+    `call` is what stands in for the model where that was compiled.
+    """
+    call = model if call is None else call
     if mode == TRAINING:
-        return lambda: train(model, x, grad, workload)
+        return lambda: train(model, call, problem)
     if mode == INFERENCE:
-        return torch.no_grad()(lambda: forward(model, x))
-    return lambda: forward(model, x)
+        return torch.no_grad()(lambda: forward(call, problem))
+    return lambda: forward(call, problem)
 
 
-def make_timed(model: Chain, x: Sequence, grad: Tensor, workload: Workload, mode: str) -> Callable:
-    """The function that is timed: as `make_pass`, or `workload.calls` steps through the module."""
-    if workload.calls == 1:
-        return make_pass(model, x, grad, workload, mode)
-    (lstm,) = model.lstms
+def make_timed(
+    model: nn.Module, problem: Problem, mode: str, call: Callable | None = None
+) -> Callable[[], object]:
+    """The function that is timed: as `make_pass`, or `workload.calls` steps with one state."""
+    if problem.workload.calls == 1:
+        return make_pass(model, problem, mode, call)
+    x, step = problem.x, model.step
 
     @torch.no_grad()
     def steps() -> None:
         state = None
-        for _ in range(workload.calls):
-            _, state = lstm(x, state)
+        for _ in range(problem.workload.calls):
+            _, state = step(x, state)
 
     return steps

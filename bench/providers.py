@@ -1,87 +1,262 @@
-"""The implementations that are compared, under one interface: a chain of LSTMs for a workload."""
+"""The implementations that are compared, each as a function that runs a problem in a mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch import nn
 
 import fused_lstm
-from bench.workloads import Workload
 
-Sequence = Tensor | PackedSequence
-State = tuple[Tensor, Tensor]
+from .cells import CellLoop
+from .passes import make_pass, make_timed
+from .problem import Chain, Problem, Tensors, load
+from .tutorial import HandWritten
+from .workload import TRAINING, Workload
 
 BASELINE = "nn.LSTM"
 FUSED = "fused_lstm"
-PROVIDERS: dict[str, type[nn.RNNBase]] = {BASELINE: nn.LSTM, FUSED: fused_lstm.LSTM}
+# nn.LSTM is unrolled where it is compiled: at 128 steps that takes minutes.
+MOST_COMPILED_STEPS = 50
 
 
-class Chain(nn.Module):
-    """The workload's LSTMs, each fed with the output of the one before."""
+@dataclass(frozen=True)
+class Prepared:
+    """One provider, ready to run one problem in one mode."""
 
-    def __init__(self, make: Callable[..., nn.Module], workload: Workload) -> None:
-        super().__init__()
-        self.lstms = nn.ModuleList()
-        size = workload.input
-        for hidden in workload.hidden:
-            lstm = make(
-                size,
-                hidden,
-                num_layers=workload.layers,
-                batch_first=workload.batch_first,
-                bidirectional=workload.bidirectional,
-                proj_size=workload.proj,
-            )
-            self.lstms.append(lstm)
-            size = (workload.proj or hidden) * (2 if workload.bidirectional else 1)
-
-    def forward(
-        self, x: Sequence, states: list[State] | None = None
-    ) -> tuple[Sequence, list[State]]:
-        new_states = []
-        for i, lstm in enumerate(self.lstms):
-            x, state = lstm(x, None if states is None else states[i])
-            new_states.append(state)
-        return x, new_states
+    run: Callable[[], object]  # what is timed
+    check: Callable[[], Tensors]  # the same once, with the names that a Chain's tensors have
+    setup_seconds: float | None = None  # to compile, where the provider does
 
 
-def make_models(workload: Workload, device: str = "cpu") -> dict[str, Chain]:
-    """One model per provider, all with the same parameters."""
-    torch.manual_seed(0)
-    models = {name: Chain(make, workload) for name, make in PROVIDERS.items()}
-    parameters = models[BASELINE].state_dict()
-    for name, model in models.items():
-        model.load_state_dict(parameters)
-        models[name] = model.to(device=device, dtype=workload.dtype)
-    return models
+def anywhere(workload: Workload, mode: str) -> str:
+    return ""
 
 
-def make_reference(model: Chain, workload: Workload) -> Chain:
-    """nn.LSTM in float64 with this model's parameters."""
-    device = next(model.parameters()).device
-    reference = Chain(nn.LSTM, workload).to(device=device, dtype=torch.float64)
-    reference.load_state_dict(model.state_dict())
-    return reference
+@dataclass(frozen=True)
+class Provider:
+    name: str
+    label: str  # in a table, below the row it belongs to
+    prepare: Callable[[Problem, str], Prepared]
+    why_not: Callable[[Workload, str], str] = anywhere  # "" where it can run
+    settings: Callable[[], AbstractContextManager] = field(default=contextlib.nullcontext)
+    by_default: bool = False
+    eps: float | None = None  # of the arithmetic where it is coarser than the row's dtype
 
 
-def make_input(workload: Workload, device: str = "cpu") -> Sequence:
-    """Random input, [T, B, I] or [B, T, I], or packed; the same every time."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(workload.steps, workload.batch, workload.input, generator=generator)
-    x = x.to(device=device, dtype=workload.dtype)
-    if workload.packed:
-        return pack_padded_sequence(x, torch.tensor(workload.lengths()), enforce_sorted=False)
-    return x.transpose(0, 1).contiguous() if workload.batch_first else x
+def prepare_model(model: nn.Module, problem: Problem, mode: str) -> Prepared:
+    """A torch module, run as it is."""
+    load(model, problem)
+    once = make_pass(model, problem, mode)
+    return Prepared(make_timed(model, problem, mode), named(model, once, mode))
 
 
-def rows_of(sequence: Sequence) -> Tensor:
-    """The tensor that holds a sequence's values."""
-    return sequence.data if isinstance(sequence, PackedSequence) else sequence
+def named(model: nn.Module, once: Callable[[], Tensors], mode: str) -> Callable[[], Tensors]:
+    return (lambda: model.named_like_chain(once())) if mode == TRAINING else once
 
 
-def with_rows(sequence: Sequence, rows: Tensor) -> Sequence:
-    """The same sequence with other values."""
-    return sequence._replace(data=rows) if isinstance(sequence, PackedSequence) else rows
+def lstm_provider(lstm: type, cell: type) -> Callable[[Problem, str], Prepared]:
+    def prepare(problem: Problem, mode: str) -> Prepared:
+        workload = problem.workload
+        model = CellLoop(cell, workload) if workload.cell else Chain(lstm, workload)
+        return prepare_model(model, problem, mode)
+
+    return prepare
+
+
+prepare_plain = lstm_provider(nn.LSTM, nn.LSTMCell)
+prepare_fused = lstm_provider(fused_lstm.LSTM, fused_lstm.LSTMCell)
+
+
+# What a user would run instead where nn.LSTM is slow
+
+
+def prepare_padded(problem: Problem, mode: str) -> Prepared:
+    padded = problem.padded()
+    prepared = prepare_plain(padded, mode)
+
+    def check() -> Tensors:
+        tensors = prepared.check()
+        if problem.workload.bidirectional:
+            return {}  # the backward direction starts in the padding, so nothing is the same
+        live = {name: problem.pack(t) for name, t in tensors.items() if name in ("x", "y")}
+        parameters = {name: t for name, t in tensors.items() if mode == TRAINING and name != "x"}
+        return parameters | live
+
+    return Prepared(prepared.run, check)
+
+
+def why_not_padded(workload: Workload, mode: str) -> str:
+    return "" if workload.packed else "only for packed rows"
+
+
+def prepare_float32(problem: Problem, mode: str) -> Prepared:
+    return prepare_plain(problem.to(torch.float32), mode)
+
+
+def why_not_float32(workload: Workload, mode: str) -> str:
+    low = workload.dtype in (torch.float16, torch.bfloat16)
+    return "" if low else "only for float16 and bfloat16"
+
+
+# Other ways to write an LSTM in PyTorch
+
+
+def prepare_linear(problem: Problem, mode: str) -> Prepared:
+    return prepare_model(HandWritten(problem.workload), problem, mode)
+
+
+def why_not_linear(workload: Workload, mode: str) -> str:
+    plain = not (workload.packed or workload.bidirectional or workload.proj)
+    plain = plain and not workload.batch_first and workload.calls == 1
+    return "" if plain else "only for dense rows in one direction"
+
+
+def prepare_script(problem: Problem, mode: str) -> Prepared:
+    model = HandWritten(problem.workload)
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still what many use
+        for k, layer in enumerate(model.layers):
+            model.layers[k] = torch.jit.script(layer)
+        prepared = prepare_model(model, problem, mode)
+        for _ in range(3):  # it records twice, then optimises
+            prepared.run()
+    return Prepared(prepared.run, prepared.check, time.perf_counter() - start)
+
+
+def prepare_compile(problem: Problem, mode: str) -> Prepared:
+    model = load(Chain(nn.LSTM, problem.workload), problem)
+    compiled = torch.compile(model)
+    start = time.perf_counter()
+    run = make_timed(model, problem, mode, compiled)
+    run()
+    check = named(model, make_pass(model, problem, mode, compiled), mode)
+    return Prepared(run, check, time.perf_counter() - start)
+
+
+def why_not_compile(workload: Workload, mode: str) -> str:
+    if workload.cell or workload.calls > 1 or workload.packed:
+        return "only for dense rows"
+    if workload.steps > MOST_COMPILED_STEPS:
+        return f"only up to {MOST_COMPILED_STEPS} steps"
+    return ""
+
+
+def allow_rnn() -> AbstractContextManager:
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(allow_rnn=True)
+
+
+# Engines for inference
+
+
+@contextlib.contextmanager
+def rest_after() -> Iterator[None]:
+    """An engine's own threads wait on their cores for the next call, up to 50 ms, which would slow
+    whoever comes after it.
+    """
+    yield
+    time.sleep(0.06)
+
+
+def engine(name: str) -> tuple[Callable, Callable]:
+    """prepare and why_not of an engine that reads ONNX."""
+
+    def prepare(problem: Problem, mode: str) -> Prepared:
+        from . import engines
+
+        run, check = engines.PREPARE[name](problem)
+        return Prepared(run, check)
+
+    def why_not(workload: Workload, mode: str) -> str:
+        if missing := [m for m in ("onnx", name) if not importlib.util.find_spec(m)]:
+            return f"not installed: {', '.join(missing)}"
+        plain = not (workload.packed or workload.proj or workload.cell or workload.batch_first)
+        if mode == TRAINING or not plain or workload.dtype != torch.float32:
+            return "only for float32 inference, dense and without projection"
+        return ""
+
+    return prepare, why_not
+
+
+# fused_lstm under other settings
+
+
+@contextlib.contextmanager
+def thread_count(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def cpu_precision(value: str) -> Iterator[None]:
+    """How PyTorch may round float32 in recurrent layers on the CPU: "ieee", "tf32" or "bf16"."""
+    setting = torch.backends.mkldnn.rnn
+    before = setting.fp32_precision
+    setting.fp32_precision = value
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+def why_not_precision(workload: Workload, mode: str) -> str:
+    return "" if workload.dtype == torch.float32 else "only for float32"
+
+
+def prepare_autocast(problem: Problem, mode: str) -> Prepared:
+    prepared = prepare_fused(problem.to(torch.float32), mode)
+
+    def cast(function: Callable) -> Callable:
+        return torch.autocast(problem.device.type, torch.bfloat16)(function)
+
+    return Prepared(cast(prepared.run), cast(prepared.check))
+
+
+def why_not_autocast(workload: Workload, mode: str) -> str:
+    return "" if workload.dtype == torch.bfloat16 else "only for bfloat16"
+
+
+ALL = [
+    Provider(BASELINE, "nn.LSTM", prepare_plain, by_default=True),
+    Provider(FUSED, "fused_lstm", prepare_fused, by_default=True),
+    Provider("padded", "nn.LSTM, padded", prepare_padded, why_not_padded, by_default=True),
+    Provider("float32", "nn.LSTM, float32", prepare_float32, why_not_float32, by_default=True),
+    Provider("linear", "four nn.Linear", prepare_linear, why_not_linear),
+    Provider("script", "the same, jit.script", prepare_script, why_not_linear),
+    Provider("compile", "torch.compile", prepare_compile, why_not_compile, allow_rnn),
+    Provider("onnxruntime", "onnxruntime", *engine("onnxruntime"), rest_after),
+    Provider("openvino", "OpenVINO", *engine("openvino"), rest_after),
+    Provider("one-thread", "fused, one thread", prepare_fused, settings=lambda: thread_count(1)),
+    Provider(
+        "tf32",
+        'fused, "tf32"',
+        prepare_fused,
+        why_not_precision,
+        lambda: cpu_precision("tf32"),
+        eps=2.0**-10,
+    ),
+    Provider(
+        "bf16",
+        'fused, "bf16"',
+        prepare_fused,
+        why_not_precision,
+        lambda: cpu_precision("bf16"),
+        eps=2.0**-7,
+    ),
+    Provider("autocast", "fused, autocast", prepare_autocast, why_not_autocast),
+]
+PROVIDERS = {provider.name: provider for provider in ALL}

@@ -1,204 +1,259 @@
-"""Results as tables for a reader, and as JSON for a program."""
+"""A run as tables, for a terminal of 80 columns or more, or a file."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import groupby
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bench.bars import Bar, geometric_mean
-from bench.disturbed import Disturbance
-from bench.floor import step_floor, steps_of
-from bench.peak import fma_peak
-from bench.providers import BASELINE, FUSED
-from bench.runner import Result, Timing
-from bench.workloads import DOUBLE, Workload
+from . import units
+from .providers import BASELINE, FUSED, PROVIDERS
+from .results import Disturbance, Result, Run, spread
+from .summary import headline, means_by_group
+from .workloads import GRID, INFERENCE, TRAINING
 
-NOT_KNOWN = "n/a"
-
-
-def seconds(value: float) -> str:
-    """With a unit that leaves three or four digits."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if value * scale >= 1:
-            return f"{value * scale:.3g} {unit}"
-    return f"{value * 1e9:.0f} ns"
+NARROWEST, IN_A_FILE = 80, 100  # columns
+NAME_WIDTH = 22  # the longest name of a float32 row; longer ones take two lines
+SLOWER = 0.97  # a ratio below is a loss, above one it may be noise
 
 
-def share_of_peak(result: Result, provider: str) -> float | None:
-    """Share of the float32 multiply-add rate; of half of it for float64, which is half as wide."""
-    peak = fma_peak(result.threads)
-    if peak is None:
-        return None
-    if result.workload.group == DOUBLE:
-        peak /= 2
-    return result.gflops(provider) / peak
+def make_console(stderr: bool = False) -> Console:
+    """As wide as the terminal; what goes to a file has a width of its own."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = IN_A_FILE
+    console.width = max(console.width, NARROWEST)
+    return console
 
 
-def step_seconds(result: Result) -> float:
-    """Seconds that one step of one layer takes."""
-    return result.timings[FUSED].median / steps_of(result.workload)
+def make_table(title: str) -> Table:
+    return Table(title=title, box=None, padding=(0, 1, 0, 0))
 
 
-def percent(value: float | None) -> str:
-    return NOT_KNOWN if value is None else f"{100 * value:.0f}%"
+def show_table(console: Console, table: Table) -> None:
+    """The title on a line of its own, which may be wider than the table."""
+    title, table.title = table.title, None
+    console.print()
+    console.print(title, style="bold")
+    console.print(table)
 
 
 def ratio(value: float | None) -> str:
-    return NOT_KNOWN if value is None else f"{value:.2f}"
+    text = units.times(value)
+    return f"[bold red]{text}[/]" if value is not None and value < SLOWER else text
 
 
-def colored(value: float, bar: float) -> str:
-    return f"[green]{value:.2f}[/]" if value >= bar else f"[red]{value:.2f}[/]"
+@dataclass(frozen=True)
+class Column:
+    heading: str
+    of_row: Callable[[Result], str]
+    of_other: Callable[[Result, str], str]  # below a row: another provider on it
+    from_width: int = 0  # of the terminal
 
 
-def results_table(results: list[Result], device: str) -> Table:
-    table = Table(title="fused_lstm.LSTM and torch.nn.LSTM, median time per call")
-    for heading in ("row", "batch x steps, input->hidden", "mode"):
-        table.add_column(heading, no_wrap=True)
-    speed = ("us/step", "floor", "share") if device == "cuda" else ("GFLOP/s", "peak", "nn.LSTM's")
-    for heading in ("nn.LSTM", "fused", "faster", *speed, "error", "nn.LSTM's", "ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("note", no_wrap=True)
-    groups = list(dict.fromkeys(result.workload.group for result in results))
-    in_groups = sorted(results, key=lambda result: groups.index(result.workload.group))
-    for group, members in groupby(in_groups, key=lambda result: result.workload.group):
-        table.add_section()
-        table.add_row(f"[bold]{group}")
+def nothing(result: Result, name: str) -> str:
+    return ""
+
+
+def failure(result: Result, name: str = FUSED) -> str:
+    """In place of a time."""
+    measurement = result.measurements.get(name)
+    if measurement is None or not measurement.failed:
+        return ""
+    return "[bold red]" + ("wrong" if measurement.failed.startswith("wrong") else "failed")
+
+
+def time_or_failure(result: Result, name: str) -> str:
+    time = result.time(name)
+    return units.seconds(time.median) if time else failure(result, name)
+
+
+def quartiles(result: Result, than: str) -> str:
+    faster = result.faster(than)
+    return f"{units.times(faster.low)}-{units.times(faster.high)}" if faster else ""
+
+
+def faster(result: Result, than: str) -> str:
+    found = result.faster(than)
+    return ratio(found.median) if found else ""
+
+
+def share(result: Result, name: str) -> str:
+    return units.percent(result.share(name)) if result.time(name) else ""
+
+
+def field(name: str, show: Callable) -> Callable[[Result, str], str]:
+    """A measurement's field as text; nothing where the provider was not measured."""
+
+    def cell(result: Result, provider: str) -> str:
+        measurement = result.measurements.get(provider)
+        return "" if measurement is None else show(getattr(measurement, name))
+
+    return cell
+
+
+def rate(result: Result, name: str) -> str:
+    return units.rate(result.gflops(name)) if result.time(name) else ""
+
+
+def pair(heading: str, cell: Callable[[Result, str], str], from_width: int = 0) -> list[Column]:
+    """Two columns: nn.LSTM's, which another provider's line uses too, and fused_lstm's."""
+    return [
+        Column(f"{heading}\nnn.LSTM", lambda r: cell(r, BASELINE), cell, from_width),
+        Column("\nfused", lambda r: cell(r, FUSED), nothing, from_width),
+    ]
+
+
+COLUMNS = [
+    *pair("", time_or_failure),
+    Column("times\nfaster", lambda r: faster(r, BASELINE), faster),
+    Column("\nquartiles", lambda r: quartiles(r, BASELINE), quartiles, 100),
+    Column("\nlimit", lambda r: units.seconds(r.limit.seconds if r.limit else None), nothing, 100),
+    *pair("reached", share),
+    *pair("memory", field("peak_memory", units.size), 130),
+    *pair("GFLOP/s", rate, 160),
+    *pair("error", field("error", units.error), 160),
+]
+
+
+def results_table(results: list[Result], title: str, width: int) -> Table:
+    """Rows by group; a provider other than the two has a line below its row."""
+    columns = [column for column in COLUMNS if width >= column.from_width]
+    table = make_table(title)
+    table.add_column("\nrow", width=NAME_WIDTH, overflow="fold")
+    table.add_column("batch x steps\ninput->hidden", overflow="fold")
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for group, members in by_group(results):
+        table.add_row()
+        table.add_row(f"[bold]{escape(group)}")
         for result in members:
-            table.add_row(*result_cells(result, device))
+            cells = (column.of_row(result) for column in columns)
+            table.add_row(escape(result.workload.name), result.workload.shape, *cells)
+            for name in result.measurements:
+                if name not in (BASELINE, FUSED):
+                    cells = (column.of_other(result, name) for column in columns)
+                    table.add_row(f"  {PROVIDERS[name].label}", "", *cells)
     return table
 
 
-def result_cells(result: Result, device: str) -> Iterator[str]:
-    workload, errors = result.workload, result.accuracy.errors
-    yield "  " + workload.name
-    yield workload.shape
-    yield result.mode
-    yield seconds(result.timings[BASELINE].median)
-    yield seconds(result.timings[FUSED].median)
-    yield colored(result.ratio, 1.0)
-    if device == "cuda":
-        step, floor = step_seconds(result), step_floor(workload, result.mode)
-        yield from (f"{1e6 * step:.2f}", f"{1e6 * floor:.2f}", percent(floor / step))
-    else:
-        yield f"{result.gflops(FUSED):.3g}"
-        yield from (percent(share_of_peak(result, name)) for name in (FUSED, BASELINE))
-    yield f"{errors[FUSED]:.1e}"
-    yield f"{errors[BASELINE]:.1e}"
-    yield ratio(result.accuracy.ratio)
-    notes = [workload.note] if workload.note else []
-    notes += ["one thread"] if workload.threads == 1 else []
-    yield "; ".join(notes)
+def by_group(results: list[Result]) -> Iterable[tuple[str, Iterable[Result]]]:
+    """In the order in which the groups come first."""
+    order = list(dict.fromkeys(result.workload.group for result in results))
+    in_order = sorted(results, key=lambda result: order.index(result.workload.group))
+    return groupby(in_order, key=lambda result: result.workload.group)
+
+
+def grid_table(results: list[Result], mode: str) -> Table:
+    """Times faster for every batch and hidden size."""
+    found = {(r.workload.batch, r.workload.hidden[0]): r for r in results}
+    batches, sizes = (sorted({key[k] for key in found}) for k in (0, 1))
+    table = make_table(f"Times faster than nn.LSTM, {mode}, by batch and hidden size")
+    table.add_column("batch")
+    for size in sizes:
+        table.add_column(f"H={size}", justify="right", min_width=7)
+    for batch in batches:
+        cells = [found.get((batch, size)) for size in sizes]
+        table.add_row(str(batch), *(faster(c, BASELINE) or failure(c) if c else "" for c in cells))
+    return table
 
 
 def means_table(results: list[Result]) -> Table:
-    table = Table(title="Times faster than nn.LSTM, by group")
-    for heading in ("group", "mode"):
-        table.add_column(heading)
-    for heading in ("rows", "slowest", "geometric mean"):
-        table.add_column(heading, justify="right")
-    groups: dict[tuple[str, str], list[float]] = {}
-    for result in results:
-        groups.setdefault((result.workload.group, result.mode), []).append(result.ratio)
-    for (group, mode), values in groups.items():
-        mean = f"{geometric_mean(values):.2f}"
-        table.add_row(group, mode, str(len(values)), colored(min(values), 1.0), mean)
+    table = make_table("Times faster than nn.LSTM: slowest row and geometric mean")
+    table.add_column("\ngroup")
+    table.add_column("\nrows", justify="right")
+    for mode in (INFERENCE, TRAINING):
+        for heading in (f"{mode}\nslowest", "\nmean"):
+            table.add_column(heading, justify="right")
+    for each in means_by_group(results):
+        cells = [str(each.rows)]
+        for mode in (INFERENCE, TRAINING):
+            found = each.modes.get(mode)
+            cells += [ratio(found.slowest), ratio(found.mean)] if found else ["", ""]
+        table.add_row(escape(each.group), *cells)
     return table
 
 
 def disturbance_table(disturbances: list[Disturbance]) -> Table:
-    table = Table(title="With another process on one core: times slower than alone")
+    table = make_table("Times slower with another process on one core, of six tries")
     table.add_column("row")
-    table.add_column("mode")
-    for heading in (BASELINE, FUSED):
-        table.add_column(heading, justify="right")
+    table.add_column("")
+    for heading in ("alone", "median", "worst"):
+        table.add_column(heading, justify="right", min_width=8)
     for each in disturbances:
-        slowdowns = [f"{each.slowdown(name):.2f}" for name in (BASELINE, FUSED)]
-        table.add_row(each.workload.name, each.mode, *slowdowns)
+        row = escape(f"{each.workload.name}, {each.mode}")
+        for name, slowdowns in each.slowdowns.items():
+            middle, worst = spread(slowdowns).median, max(slowdowns)
+            cells = (units.seconds(each.alone[name]), units.times(middle), units.times(worst))
+            table.add_row(row, PROVIDERS[name].label, *cells)
+            row = ""
     return table
 
 
-def bars_table(bars: list[Bar]) -> Table:
-    table = Table(title="Bars")
-    table.add_column("what")
-    for heading in ("bar", "measured", "met"):
-        table.add_column(heading, justify="right")
-    for bar in bars:
-        table.add_row(bar.what, bar.wanted, bar.shown, "[green]yes" if bar.met else "[red]no")
-    return table
+def notes(results: list[Result]) -> list[str]:
+    """What a reader has to know of single rows."""
+    lines = []
+    for result in results:
+        workload = result.workload
+        if workload.note:
+            lines.append(f"{workload.name}: {workload.note}.")
+        for name, measurement in result.measurements.items():
+            place = f"{workload.name}, {result.mode}, {PROVIDERS[name].label}"
+            if measurement.failed:
+                lines.append(f"{place}: {measurement.failed}.")
+            elif measurement.setup_seconds:
+                lines.append(f"{place}: {units.seconds(measurement.setup_seconds)} to compile.")
+            if name == "padded" and workload.bidirectional:
+                lines.append(
+                    f"{place}: computes something else, the reverse starts in the padding."
+                )
+    return list(dict.fromkeys(lines))
 
 
-def show(
-    console: Console,
-    facts: dict,
-    results: list[Result],
-    disturbances: list[Disturbance],
-    bars: list,
-) -> None:
-    console.print(results_table(results, facts["device"]))
-    console.print(
-        "error: largest difference from float64, relative to the largest element; of outputs, or "
-        "of gradients in training.\n"
-        "peak: share of the measured float32 multiply-add rate; only matrix products are counted. "
-        "Where nn.LSTM has a share s, no float32 LSTM can be more than 1/s times faster.",
-        style="dim",
-    )
-    console.print(means_table(results))
-    if disturbances:
-        console.print(disturbance_table(disturbances))
-    if bars:
-        console.print(bars_table(bars))
-    peak = facts["fma_peak_gflops"]
-    console.print(
-        f"{facts['cpu']}, {facts['threads']} threads, {facts['isa'] or 'no extension'}, "
-        f"FMA peak {f'{peak:.0f} GFLOP/s' if peak else NOT_KNOWN}; torch {facts['torch']}, "
-        f"fused_lstm {facts['fused_lstm']} {facts['commit']}, {facts['date']}"
-    )
+LEGEND = """\
+times faster: nn.LSTM's time over fused_lstm's, the median of the ratios of each round; in \
+indented lines that provider's time over fused_lstm's.
+reached: share of the limit of this machine, which is the matrix products at its multiply-add \
+peak, or the weights once per step from the caches, whichever takes longer. Where nn.LSTM \
+reaches a share s, nothing in the same arithmetic can be more than 1/s times faster.
+The first sentence, and the last line below, compare with the fastest form of nn.LSTM."""
 
 
-def workload_json(workload: Workload) -> dict:
-    return {**dataclasses.asdict(workload), "dtype": str(workload.dtype).removeprefix("torch.")}
+def machine_line(facts: dict) -> str:
+    device = facts.get("gpu") or f"{facts['cpu']} ({facts['cpu_kind']})"
+    parts = [device, f"{facts['threads']} threads", facts["isa"] or "no extension"]
+    if facts["isa_cap"]:
+        parts.append(f"both libraries capped to {facts['isa_cap']}")
+    if facts["machine"]:
+        parts.append(f"{facts['machine']['flops'] / 1e9:.0f} GFLOP/s float32 peak")
+    versions = f"torch {facts['torch']}, fused_lstm {facts['fused_lstm']} {facts['commit']}".strip()
+    return f"{', '.join(parts)}; {versions}; {facts['date']}"
 
 
-def timing_json(timing: Timing) -> dict:
-    low, high = timing.quartiles
-    return {"median": timing.median, "quartiles": [low, high], "blocks": len(timing.seconds)}
-
-
-def to_json(
-    facts: dict, results: list[Result], disturbances: list[Disturbance], bars: list[Bar]
-) -> dict:
-    """Everything a run found; times are seconds per call."""
-    return {
-        "environment": facts,
-        "results": [
-            {
-                "workload": workload_json(result.workload),
-                "mode": result.mode,
-                "threads": result.threads,
-                "seconds": {name: timing_json(t) for name, t in result.timings.items()},
-                "ratio": result.ratio,
-                "gflops": {name: result.gflops(name) for name in result.timings},
-                "share_of_peak": {name: share_of_peak(result, name) for name in result.timings},
-                "seconds_per_step": step_seconds(result),
-                "errors": result.accuracy.errors,
-                "error_ratio": result.accuracy.ratio,
-            }
-            for result in results
-        ],
-        "one_core_busy": [
-            {
-                "workload": workload_json(each.workload),
-                "mode": each.mode,
-                "alone": {name: timing_json(t) for name, t in each.alone.items()},
-                "disturbed": {name: timing_json(t) for name, t in each.disturbed.items()},
-                "slowdown": {name: each.slowdown(name) for name in each.alone},
-            }
-            for each in disturbances
-        ],
-        "bars": [dataclasses.asdict(bar) for bar in bars],
-    }
+def show(console: Console, run: Run) -> None:
+    """First what a user gains, then the rows, then what they mean."""
+    console.print(headline(run), style="bold")
+    rows = [result for result in run.results if result.workload.group != GRID]
+    for mode in dict.fromkeys(result.mode for result in run.results):
+        if in_mode := [r for r in rows if r.mode == mode]:
+            show_table(console, results_table(in_mode, mode.capitalize(), console.width))
+        if grid := [r for r in run.results if r.mode == mode and r.workload.group == GRID]:
+            show_table(console, grid_table(grid, mode))
+    if rows:
+        console.print()
+        console.print(LEGEND)
+    for line in notes(run.results):
+        console.print(escape(line))
+    if any(result.faster() for result in run.results):
+        show_table(console, means_table(run.results))
+    if run.disturbances:
+        show_table(console, disturbance_table(run.disturbances))
+    console.print()
+    console.print(escape(machine_line(run.environment)))
+    if not run.complete:
+        console.print("Stopped before the end: the rows that are missing were not measured.")

@@ -1,67 +1,60 @@
-"""Times the providers by turns in one process, and compares their errors."""
+"""Times the providers by turns in one process, and compares their results."""
 
 from __future__ import annotations
 
 import contextlib
-import statistics
 import timeit
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch.utils.benchmark.utils.timer import timer
 
-from bench.accuracy import Accuracy, compare
-from bench.passes import make_grad, make_timed
-from bench.providers import BASELINE, FUSED, make_input, make_models
-from bench.workloads import Workload
+from . import accuracy
+from .accuracy import Reference
+from .limits import limit_of
+from .memory import run_and_watch
+from .problem import Problem, make_problem
+from .providers import BASELINE, PROVIDERS, Prepared, Provider, thread_count
+from .results import Measurement, Result
+from .workload import Workload
 
 SHORTEST_BLOCK = 0.01  # seconds: far above the clock's resolution and what one block costs
+LEAST_ROUNDS = 5  # fewer have no quartiles to speak of
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call, one entry per block of calls."""
+@dataclass
+class Turn:
+    """A provider's part of each round: `repeats` times `run`, which makes `calls` calls."""
 
-    seconds: list[float]
+    run: Callable[[], object]
+    repeats: int = 1
+    calls: int = 1
+    settings: Callable[[], AbstractContextManager] = contextlib.nullcontext
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.seconds) < 2:
-            return self.seconds[0], self.seconds[0]
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
+    def seconds(self) -> float:
+        """Per call."""
+        with self.settings():
+            elapsed = timeit.Timer(self.run, timer=timer).timeit(self.repeats)
+        return elapsed / self.repeats / self.calls
 
 
-@dataclass(frozen=True)
-class Result:
-    workload: Workload
-    mode: str
-    threads: int
-    timings: dict[str, Timing]
-    accuracy: Accuracy
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster than nn.LSTM."""
-        return self.timings[BASELINE].median / self.timings[FUSED].median
-
-    def gflops(self, provider: str) -> float:
-        return self.workload.flops(self.mode) / self.timings[provider].median / 1e9
+def repeats_for(seconds: float) -> int:
+    return max(1, round(SHORTEST_BLOCK / max(seconds, 1e-9)))
 
 
-@contextlib.contextmanager
-def thread_count(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def take_turns(turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]]) -> None:
+    """Appends to each provider's `seconds`, one entry a round.
+
+    Every other round goes backwards, so that a drift of the clock meets all alike. Rounds are added
+    until `budget` seconds are spent, and there are at least five.
+    """
+    start, rounds = timer(), 0
+    while rounds < LEAST_ROUNDS or timer() - start < budget:
+        for name in list(turns) if rounds % 2 == 0 else list(reversed(turns)):
+            seconds[name].append(turns[name].seconds())
+        rounds += 1
 
 
 @contextlib.contextmanager
@@ -76,32 +69,82 @@ def float32_precision(workload: Workload) -> Iterator[None]:
         setting.fp32_precision = before
 
 
-def interleave(functions: dict[str, Callable], calls: int, budget: float) -> dict[str, Timing]:
-    """Times the functions in the order A B B A, so that a drift of the clock meets all alike.
+class Row:
+    """One row, ready to be measured in each of its modes."""
 
-    `calls` is what one function call counts as; rounds are added until `budget` seconds are spent.
-    """
-    timers = {name: timeit.Timer(function, timer=timer) for name, function in functions.items()}
-    # This first call is not counted: it may allocate.
-    repeats = {n: max(1, round(SHORTEST_BLOCK / t.timeit(1))) for n, t in timers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    start = timer()
-    while timer() - start < budget:
-        for name in [*functions, *reversed(functions)]:
-            elapsed = timers[name].timeit(repeats[name])
-            seconds[name].append(elapsed / repeats[name] / calls)
-    return {name: Timing(each) for name, each in seconds.items()}
+    def __init__(self, workload: Workload, threads: int, device: str = "cpu") -> None:
+        self.workload, self.device = workload, device
+        self.threads = workload.threads or threads
+        self.problem: Problem = make_problem(workload, self.threads, device)
+        self.reference = Reference(self.problem)
 
+    def measure(self, mode: str, providers: list[Provider], budget: float) -> Result:
+        with self.settings():
+            measurements, turns = self.prepare_all(mode, providers)
+            take_turns(turns, budget, {name: measurements[name].seconds for name in turns})
+        limit = limit_of(self.workload, mode, self.threads, self.device)
+        return Result(self.workload, mode, self.threads, measurements, limit)
 
-def measure(workload: Workload, mode: str, threads: int, budget: float, device: str) -> Result:
-    """One row of the benchmark in one mode."""
-    threads = workload.threads or threads
-    models, x = make_models(workload, device), make_input(workload, device)
-    grad = make_grad(models[BASELINE], x, workload)
-    with thread_count(threads), float32_precision(workload):
-        accuracy = compare(models, x, grad, workload, mode)
-        functions = {
-            name: make_timed(model, x, grad, workload, mode) for name, model in models.items()
+    @contextlib.contextmanager
+    def settings(self) -> Iterator[None]:
+        with thread_count(self.threads), float32_precision(self.workload):
+            yield
+
+    def prepare_all(
+        self, mode: str, providers: list[Provider]
+    ) -> tuple[dict[str, Measurement], dict[str, Turn]]:
+        """What is known of each provider before timing, and what to time where it is right."""
+        baseline = PROVIDERS[BASELINE]
+        theirs: dict[str, float] = {}  # nn.LSTM's errors: what the others' are judged by
+        measurements, turns = {}, {}
+        for provider in [baseline, *(p for p in providers if p is not baseline)]:
+            try:
+                prepared, ours = self.check(provider, mode)
+            except Exception as error:  # whatever a compiler or an engine may raise
+                measurements[provider.name] = Measurement(failed=first_line(error))
+                continue
+            if provider is baseline:
+                theirs = ours
+                if provider not in providers:
+                    continue
+            measurement, turn = self.judge(provider, prepared, ours, theirs)
+            measurements[provider.name] = measurement
+            if turn:
+                turns[provider.name] = turn
+        order = [p.name for p in providers if p.name in measurements]
+        return {name: measurements[name] for name in order}, turns
+
+    def check(self, provider: Provider, mode: str) -> tuple[Prepared, dict[str, float]]:
+        """The provider, and the error of each of its tensors."""
+        with provider.settings():
+            prepared = provider.prepare(self.problem, mode)
+            actual = prepared.check()
+        return prepared, accuracy.errors(actual, self.reference.expected(mode))
+
+    def judge(
+        self,
+        provider: Provider,
+        prepared: Prepared,
+        ours: dict[str, float],
+        theirs: dict[str, float],
+    ) -> tuple[Measurement, Turn | None]:
+        """Errors and memory, and what to time; None where the result is wrong."""
+        dtype = self.workload.dtype
+        judged = dtype != torch.float64 or provider.name != BASELINE  # else it is the reference
+        wrong = accuracy.why_wrong(ours, theirs, dtype, provider.eps)
+        known = {
+            "setup_seconds": prepared.setup_seconds,
+            "error": accuracy.largest(ours) if judged else None,
+            "error_ratio": accuracy.error_ratio(ours, theirs, dtype),
         }
-        timings = interleave(functions, workload.calls, budget)
-    return Result(workload, mode, threads, timings, accuracy)
+        if wrong:
+            return Measurement(**known, failed=f"wrong: {wrong}"), None
+        with provider.settings():
+            elapsed, memory = run_and_watch(prepared.run, self.device)
+        turn = Turn(prepared.run, repeats_for(elapsed), self.workload.calls, provider.settings)
+        return Measurement(peak_memory=memory, **known), turn
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,12 +1,9 @@
-"""The benchmark: its rows, how it times, what it counts as an error, which bars it calls met."""
+"""The benchmark: its rows, how it times them, what it calls wrong, and what limits a row."""
 
-import json
-import math
 import os
 import subprocess
-import sys
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,42 +11,60 @@ from torch.nn.utils.rnn import PackedSequence
 
 pytest.importorskip("rich")
 
-import bench.__main__ as bench_main
-from bench import bars, floor, passes, report, runner
-from bench.accuracy import Accuracy, compare
-from bench.disturbed import Disturbance
-from bench.providers import BASELINE, FUSED, make_input, make_models, rows_of
-from bench.runner import Result, Timing
+import bench_fakes
+
+from bench import (
+    accuracy,
+    disturbed,
+    environment,
+    floor,
+    isa,
+    limits,
+    machine,
+    memory,
+    passes,
+    runner,
+)
+from bench.problem import make_problem, rows_of
+from bench.providers import BASELINE, FUSED, PROVIDERS, Prepared
+from bench.results import spread
+from bench.runner import Row, Turn, take_turns
 from bench.workloads import (
-    ALL_MODES,
     BFLOAT16,
     DENSE,
     DOUBLE,
+    FLOAT16,
     INFERENCE,
+    MODES,
     PACKED,
     PROJECTION,
     TRAINING,
     Workload,
     cpu_workloads,
     cuda_workloads,
+    grid_workloads,
     quick_workloads,
 )
 from fused_lstm import _ops
 
-ROOT = Path(__file__).parent.parent
 TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
+BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
 
 
-def result(ratio, group=DENSE, mode=INFERENCE, name="row", error_ratio=1.0):
-    workload = Workload(name, group, 3, 4, 5, (6,))
-    timings = {BASELINE: Timing([ratio * 1e-3]), FUSED: Timing([1e-3])}
-    accuracy = Accuracy({BASELINE: 1e-7, FUSED: 1e-7}, error_ratio)
-    return Result(workload, mode, 1, timings, accuracy)
+@pytest.fixture(autouse=True)
+def _one_call_a_round(monkeypatch):
+    """What comes out is not looked at as a time."""
+    monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.0)
 
 
-def test_every_row_has_its_own_name():
-    names = [row.name for row in cpu_workloads()]
+# Rows
+
+
+def test_every_row_has_a_name_of_its_own_and_a_source():
+    rows = cpu_workloads() + grid_workloads()
+    names = [row.name for row in rows]
     assert len(set(names)) == len(names)
+    assert all(row.source for row in rows)
     assert {row.name for row in quick_workloads()} < set(names)
 
 
@@ -57,167 +72,28 @@ def test_published_workloads_are_there():
     names = " ".join(row.name for row in cpu_workloads())
     for name in ("rl_resets", "atari", "demucs", "pyannet", "hydrology", "awd_lstm", "predictor"):
         assert name in names
-    for name in ("rnnt_layernorm", "vad", "fastrnns", "long"):
+    for name in ("rnnt_layernorm", "vad", "fastrnns", "long", "cell", "one core busy"):
         assert name in names
 
 
 def test_rows_that_leave_something_out_say_so():
     notes = {row.name: row.note for row in cpu_workloads()}
-    for name in ("rl_resets", "awd_lstm", "rnnt_layernorm", "long"):
+    for name in ("rl_resets", "awd_lstm", "rnnt_layernorm", "long", "vad"):
         assert notes[name]
 
 
-def test_vad_runs_on_one_thread():
-    (row,) = [row for row in cpu_workloads() if row.name == "vad"]
-    assert (row.threads, row.calls, row.batch, row.steps) == (1, 1000, 1, 1)
+def test_a_last_step_row_has_its_all_step_row():
+    rows = {row.name: row for row in cpu_workloads()}
+    last, every = rows["hydrology"], rows["hydrology, all steps"]
+    assert last.last_step
+    assert not every.last_step
+    assert (last.shape, last.modes) == (every.shape, every.modes)
 
 
-def test_flops_of_one_layer():
-    row = Workload("row", DENSE, 2, 3, 5, (7,))
-    assert row.flops(INFERENCE) == 2 * 3 * 2 * (4 * 7) * (5 + 7)
-    assert row.flops(TRAINING) == 3 * row.flops(INFERENCE)
-
-
-def test_flops_of_projection_directions_and_layers():
-    row = Workload("row", PROJECTION, 1, 1, 5, (7,), layers=2, bidirectional=True, proj=3)
-    first = 2 * (2 * 28 * (5 + 3) + 2 * 7 * 3)
-    second = 2 * (2 * 28 * (6 + 3) + 2 * 7 * 3)
-    assert row.flops(INFERENCE) == first + second
-
-
-def test_flops_of_packed_input_count_live_rows():
-    packed = Workload("row", PACKED, 8, 50, 4, (4,), packed=True)
-    dense = Workload("row", DENSE, 8, 50, 4, (4,))
-    assert packed.flops(INFERENCE) / dense.flops(INFERENCE) == sum(packed.lengths()) / 400
-    assert len(set(packed.lengths())) > 1
-    assert max(packed.lengths()) == 50
-
-
-@pytest.mark.parametrize("row", quick_workloads(), ids=lambda row: row.name)
-def test_models_and_input_are_as_the_row_says(row):
-    models, x = make_models(row), make_input(row)
-    for a, b in zip(models[BASELINE].parameters(), models[FUSED].parameters(), strict=True):
-        assert a.dtype == row.dtype
-        assert torch.equal(a, b)
-    assert isinstance(x, PackedSequence) == row.packed
-    assert rows_of(x).shape[-1] == row.input
-    assert torch.equal(rows_of(x), rows_of(make_input(row)))
-
-
-def test_training_pass_returns_every_gradient():
-    models, x = make_models(TINY), make_input(TINY)
-    grad = passes.make_grad(models[BASELINE], x, TINY)
-    gradients = passes.train(models[BASELINE], x, grad, TINY)
-    assert set(gradients) == {"x", *dict(models[BASELINE].named_parameters())}
-    assert all(g.abs().max() > 0 for g in gradients.values())
-
-
-def test_inference_records_no_gradient_and_forward_does():
-    models, x = make_models(TINY), make_input(TINY)
-    for mode, recorded in ((INFERENCE, False), ("forward", True)):
-        outputs = passes.make_pass(models[BASELINE], x, torch.empty(0), TINY, mode)()
-        assert outputs["y"].requires_grad is recorded
-
-
-def test_error_ratio_sees_a_wrong_result():
-    models, x = make_models(TINY), make_input(TINY)
-    grad = passes.make_grad(models[BASELINE], x, TINY)
-    models[FUSED] = make_models(TINY)[BASELINE]
-    assert compare(models, x, grad, TINY, TRAINING).ratio < 1.5
-    with torch.no_grad():
-        next(models[FUSED].parameters()).mul_(1 + 1e-4)
-    for mode in ALL_MODES:
-        assert compare(models, x, grad, TINY, mode).ratio > 3
-
-
-def test_float64_has_no_error_ratio():
-    row = Workload("row", DOUBLE, 3, 4, 5, (6,), dtype=torch.float64)
-    models, x = make_models(row), make_input(row)
-    models[FUSED] = models[BASELINE]
-    accuracy = compare(models, x, torch.empty(0), row, INFERENCE)
-    assert accuracy.ratio is None
-    assert accuracy.errors[FUSED] == 0
-
-
-def test_providers_take_turns():
-    order = []
-
-    def slow(name):
-        order.append(name)
-        time.sleep(0.011)
-
-    functions = {name: lambda name=name: slow(name) for name in "AB"}
-    timings = runner.interleave(functions, calls=1, budget=0.1)
-    rounds = len(timings["A"].seconds) // 2
-    assert "".join(order).endswith("ABBA" * rounds)
-    assert len(timings["A"].seconds) == len(timings["B"].seconds) >= 2
-    assert 0.011 <= timings["A"].median < 0.1
-
-
-def test_time_is_per_call():
-    timings = runner.interleave({"A": lambda: time.sleep(0.02)}, calls=10, budget=0.05)
-    assert 0.002 <= timings["A"].median < 0.01
-
-
-def test_quartiles_hold_the_median():
-    timing = Timing([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert timing.median == 3.0
-    assert timing.quartiles == (2.0, 4.0)
-
-
-def test_thread_count_is_put_back():
-    before = torch.get_num_threads()
-    with runner.thread_count(1):
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
-
-
-def met(results, disturbances=(), peak=None):
-    return {bar.what: bar.met for bar in bars.all_bars(results, list(disturbances), peak)}
-
-
-def test_one_slow_row_fails_its_bar():
-    fast = [result(4.0), result(4.0)]
-    assert all(met(fast).values())
-    slow = met([*fast, result(0.9)])
-    assert slow["dense float32, inference: slowest row"] is False
-    assert slow["dense float32, inference: geometric mean"] is True
-
-
-def test_geometric_mean():
-    assert math.isclose(bars.geometric_mean([1.0, 4.0]), 2.0)
-    assert not met([result(1.2), result(1.2)])["dense float32, inference: geometric mean"]
-
-
-def test_share_of_peak_decides_its_bar():
-    row = result(2.0, name="square")
-    rate = row.gflops(FUSED)
-    what = "share of FMA peak, inference"
-    assert met([row], peak=rate / 0.89)[what] is True
-    assert met([row], peak=rate / 0.87)[what] is False
-
-
-def test_accuracy_bars():
-    fine = met([result(2.0, error_ratio=1.9), result(2.0, mode=TRAINING, error_ratio=2.9)])
-    assert fine["error of outputs over nn.LSTM's"]
-    assert fine["error of gradients over nn.LSTM's"]
-    assert not met([result(2.0, error_ratio=2.1)])["error of outputs over nn.LSTM's"]
-
-
-def test_busy_core_bar():
-    alone = {name: Timing([1.0]) for name in (BASELINE, FUSED)}
-    for slowdown, fine in ((2.9, True), (3.1, False)):
-        disturbed = {BASELINE: Timing([1.0]), FUSED: Timing([slowdown])}
-        each = Disturbance(TINY, TRAINING, alone, disturbed)
-        assert met([], [each])["slowdown with one core busy"] is fine
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (45.6e-6, "45.6 us"), (3e-9, "3 ns")],
-)
-def test_seconds_have_a_fitting_unit(value, text):
-    assert report.seconds(value) == text
+def test_bfloat16_rows_go_from_batch_1_to_64_and_from_128_to_1024_units():
+    rows = [row for row in cpu_workloads() if row.group == BFLOAT16]
+    assert {row.batch for row in rows} >= {1, 8, 32, 64}
+    assert {row.hidden[0] for row in rows} >= {128, 256, 512, 1024}
 
 
 def test_gpu_grid_is_complete_and_names_differ():
@@ -227,54 +103,437 @@ def test_gpu_grid_is_complete_and_names_differ():
     assert len(grid) == 8 * 5 * 4
 
 
+# Work
+
+
+def test_flops_of_one_layer_leave_out_the_product_with_a_zero_state():
+    row = Workload("row", DENSE, 2, 3, 5, (7,))
+    assert row.flops(INFERENCE) == 2 * (4 * 7) * (2 * 3 * 5 + 2 * 2 * 7)
+    assert row.flops(TRAINING) == 3 * row.flops(INFERENCE)
+
+
+def test_flops_of_a_step_with_a_state_count_every_product():
+    row = Workload("row", DENSE, 2, 1, 5, (7,), calls=10)
+    assert row.flops(INFERENCE) == 2 * (4 * 7) * 2 * (5 + 7)
+
+
+def test_flops_of_projection_directions_and_layers():
+    row = Workload("row", PROJECTION, 1, 2, 5, (7,), layers=2, bidirectional=True, proj=3)
+    first = 2 * 2 * (2 * 28 * 5 + 28 * 3 + 2 * 7 * 3)
+    second = 2 * 2 * (2 * 28 * 6 + 28 * 3 + 2 * 7 * 3)
+    assert row.flops(INFERENCE) == first + second
+
+
+def test_flops_of_packed_input_count_live_rows():
+    packed = Workload("row", PACKED, 8, 50, 4, (4,), packed=True)
+    rows = sum(packed.lengths())
+    assert packed.flops(INFERENCE) == 2 * 16 * 4 * (rows + rows - 8)
+    assert len(set(packed.lengths())) > 1
+    assert max(packed.lengths()) == 50
+
+
+# Limits
+
+
+@pytest.fixture
+def fake_machine(monkeypatch):
+    """100 multiply-adds a ns and core; 64 kB of L1 for both, 2 MiB of L2, 16 MiB shared."""
+    monkeypatch.setattr(_ops, "extension", bench_fakes.Extension())
+    machine.machine.cache_clear()
+    machine.brgemm_gflops.cache_clear()
+    yield
+    machine.machine.cache_clear()
+    machine.brgemm_gflops.cache_clear()
+
+
+@pytest.mark.usefixtures("fake_machine")
+def test_many_rows_are_limited_by_multiply_adds():
+    row = Workload("row", DENSE, 64, 50, 512, (512,))
+    limit = limits.limit_of(row, INFERENCE, 2, "cpu")
+    assert limit.by == "multiply-adds"
+    assert limit.seconds == pytest.approx(row.flops(INFERENCE) / 400e9)
+
+
+@pytest.mark.usefixtures("fake_machine")
+def test_one_row_is_limited_by_reading_the_weights_in_every_step():
+    row = Workload("row", DENSE, 1, 200, 512, (512,))  # W_hh is 4 MiB, 2 MiB beyond both L2
+    limit = limits.limit_of(row, INFERENCE, 2, "cpu")
+    assert limit.by == "shared cache"
+    beyond = (200 + 1) * (4 * 2**20 - 2 * 2**20)  # W_ih is as large and read once
+    assert limit.seconds == pytest.approx(beyond / 40e9)
+    assert limits.limit_of(row, TRAINING, 2, "cpu").seconds > 2 * limit.seconds
+
+
+@pytest.mark.usefixtures("fake_machine")
+def test_weights_beyond_every_cache_come_from_memory():
+    row = Workload("row", DENSE, 1, 50, 2048, (2048,))
+    assert limits.limit_of(row, INFERENCE, 2, "cpu").by == "memory"
+
+
+@pytest.mark.usefixtures("fake_machine")
+def test_bfloat16_may_use_matrix_units():
+    row = Workload("row", BFLOAT16, 64, 50, 512, (512,), dtype=torch.bfloat16)
+    limit = limits.limit_of(row, INFERENCE, 2, "cpu")
+    assert limit.seconds == pytest.approx(row.flops(INFERENCE) / 1000e9)
+
+
+@pytest.mark.usefixtures("fake_machine")
+def test_layers_and_directions_add_up():
+    one = Workload("row", DENSE, 64, 50, 512, (512,))
+    limit = limits.limit_of(one, TRAINING, 2, "cpu").seconds
+    two = replace(one, layers=2)
+    assert limits.limit_of(two, TRAINING, 2, "cpu").seconds == pytest.approx(2 * limit)
+    both = replace(one, bidirectional=True)
+    assert limits.limit_of(both, TRAINING, 2, "cpu").seconds == pytest.approx(2 * limit)
+
+
+@pytest.mark.usefixtures("fake_machine")
+def test_brgemm_is_measured_on_the_rows_own_panels(monkeypatch):
+    asked = []
+
+    def rate(rows, columns, depth, panels, dtype, threads):
+        asked.append((rows, columns, depth, panels, dtype, threads))
+        return rows
+
+    monkeypatch.setattr(_ops.extension, "brgemm_rate", rate)
+    assert machine.brgemm_of(Workload("row", DENSE, 64, 50, 128, (512,)), 2) == 64
+    assert sorted(asked) == [(32, 64, 512, 32, "float32", 2), (64, 64, 512, 16, "float32", 2)]
+
+
+def test_a_machine_that_cannot_be_measured_has_no_limit(monkeypatch):
+    monkeypatch.setattr(_ops, "extension", None)
+    machine.machine.cache_clear()
+    machine.brgemm_gflops.cache_clear()
+    assert limits.limit_of(TINY, INFERENCE, 2, "cpu") is None
+    assert machine.brgemm_of(TINY, 2) is None
+    machine.machine.cache_clear()
+    machine.brgemm_gflops.cache_clear()
+
+
 def test_floor_of_a_step():
     small = Workload("row", BFLOAT16, 1, 10, 64, (64,), dtype=torch.bfloat16)
-    assert floor.step_floor(small, INFERENCE) == pytest.approx(2 * 256 * 128 / 790e12)
+    products = 2 * 256 * (64 + 64 * 9 / 10)
+    assert floor.step_floor(small, INFERENCE) == pytest.approx(products / 790e12)
     large = Workload("row", BFLOAT16, 1, 10, 1024, (1024,), dtype=torch.bfloat16)
     assert floor.step_floor(large, INFERENCE) == floor.EXCHANGE
-    assert floor.step_floor(large, TRAINING) == 2 * floor.EXCHANGE
+    assert limits.limit_of(large, INFERENCE, 2, "cuda").seconds == 10 * floor.EXCHANGE
     assert floor.steps_of(Workload("row", DENSE, 2, 7, 5, (3, 3), layers=2)) == 28
 
 
-def test_gpu_table_shows_the_floor():
-    table = report.results_table([result(2.0)], "cuda")
-    assert {"us/step", "floor", "share"} <= {column.header for column in table.columns}
+# What is run
+
+
+@pytest.mark.parametrize("row", quick_workloads(), ids=lambda row: row.name)
+def test_input_and_parameters_are_as_the_row_says(row):
+    problem = make_problem(row, 2)
+    assert isinstance(problem.x, PackedSequence) == row.packed
+    assert rows_of(problem.x).shape[-1] == row.input
+    assert all(p.dtype == row.dtype for p in problem.parameters.values())
+    assert torch.equal(rows_of(problem.x), rows_of(make_problem(row, 2).x))
+
+
+SMALL = [
+    TINY,
+    Workload("last", DENSE, 3, 4, 5, (6,), last_step=True),
+    Workload("last, batch first", DENSE, 3, 4, 5, (6,), last_step=True, batch_first=True),
+    Workload("deep", DENSE, 3, 4, 5, (6, 7), layers=2),
+    Workload("both", DENSE, 3, 4, 5, (6,), bidirectional=True, batch_first=True),
+    Workload("packed", PACKED, 3, 9, 5, (6,), packed=True),
+    Workload("packed, batch first", PACKED, 3, 9, 5, (6,), packed=True, batch_first=True),
+    Workload("packed, both", PACKED, 3, 9, 5, (6,), packed=True, bidirectional=True),
+    Workload("projected", PROJECTION, 3, 4, 5, (6,), proj=2),
+    Workload("cell", DENSE, 3, 4, 5, (6,), cell=True),
+    Workload("float64", DOUBLE, 3, 4, 5, (6,), dtype=torch.float64),
+    Workload("bfloat16", BFLOAT16, 3, 4, 5, (6,), dtype=torch.bfloat16),
+    Workload("float16", FLOAT16, 3, 4, 5, (6,), dtype=torch.float16),
+    Workload("steps", DENSE, 3, 1, 5, (6,), calls=3, modes=(INFERENCE,)),
+]
+
+
+def small(name):
+    return next(row for row in SMALL if row.name == name)
+
+
+COMPILED = {"compile", "script"}  # take seconds; have a test of their own
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row", SMALL, ids=lambda row: row.name)
+def test_every_provider_computes_the_same(row, mode):
+    """Outputs, and all gradients under the names that nn.LSTM has for them."""
+    if mode not in row.modes:
+        pytest.skip("the row has no such mode")
+    names = [n for n, p in PROVIDERS.items() if n not in COMPILED and not p.why_not(row, mode)]
+    measured = Row(row, 1).measure(mode, [PROVIDERS[name] for name in names], budget=0)
+    assert set(measured.measurements) == set(names)
+    for name, each in measured.measurements.items():
+        assert not each.failed, f"{name}: {each.failed}"
+        assert len(each.seconds) >= runner.LEAST_ROUNDS
+
+
+def test_training_compares_every_gradient():
+    for name in (BASELINE, FUSED, "linear"):
+        problem = make_problem(TINY, 1)
+        gradients = PROVIDERS[name].prepare(problem, TRAINING).check()
+        assert set(gradients) == {"x", *problem.parameters}
+        assert all(g.abs().max() > 0 for g in gradients.values())
+
+
+def test_padded_input_gives_the_gradients_of_packed_input():
+    problem = make_problem(small("packed"), 1)
+    padded = PROVIDERS["padded"].prepare(problem, TRAINING).check()
+    packed = PROVIDERS[BASELINE].prepare(problem, TRAINING).check()
+    assert set(padded) == set(packed)
+    for name in packed:
+        torch.testing.assert_close(padded[name], packed[name])
+
+
+def test_inference_records_no_gradient_and_forward_does():
+    problem = make_problem(TINY, 1)
+    for mode, recorded in ((INFERENCE, False), ("forward", True)):
+        outputs = PROVIDERS[BASELINE].prepare(problem, mode).check()
+        assert outputs["y"].requires_grad is recorded
+
+
+def test_providers_leave_rows_alone_that_they_cannot_run():
+    packed, cell = small("packed"), small("cell")
+    assert not PROVIDERS["padded"].why_not(packed, INFERENCE)
+    assert PROVIDERS["padded"].why_not(TINY, INFERENCE)
+    assert PROVIDERS["float32"].why_not(TINY, INFERENCE)
+    assert PROVIDERS["linear"].why_not(packed, INFERENCE)
+    assert PROVIDERS["compile"].why_not(cell, INFERENCE)
+    assert "50 steps" in PROVIDERS["compile"].why_not(replace(TINY, steps=51), INFERENCE)
+    for name in ("onnxruntime", "openvino"):
+        assert PROVIDERS[name].why_not(TINY, TRAINING)
+
+
+def test_an_engine_that_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "not installed: onnx" in PROVIDERS["openvino"].why_not(TINY, INFERENCE)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
-def test_quick_run_writes_json(tmp_path):
-    file = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "bench", "--quick", "--filter", "small", "--json", str(file)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert "geometric mean" in run.stdout
-    written = json.loads(file.read_text())
-    assert written["environment"]["torch"] == torch.__version__
-    assert {r["workload"]["name"] for r in written["results"]} == {
-        "small",
-        "small, packed",
-        "small, float16",
-    }
-    for each in written["results"]:
-        assert each["ratio"] > 0
-        assert each["share_of_peak"][FUSED] > 0
-    assert written["one_core_busy"]
-    assert written["bars"]
+@pytest.mark.parametrize("name", sorted(COMPILED))
+def test_compiled_lstms_compute_the_same(name):
+    measured = Row(TINY, 1).measure(INFERENCE, [PROVIDERS[name]], budget=0)
+    compiled = measured.measurements[name]
+    assert not compiled.failed
+    assert compiled.setup_seconds > 0
 
 
-def test_busy_machine_is_said(monkeypatch, capsys):
-    cores = os.cpu_count()
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.4 * cores, 9.0, 9.0))
-    bench_main.warn_if_busy()
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.0 * cores, 0.0, 0.0))
-    bench_main.warn_if_busy()
-    assert "times will be off" in capsys.readouterr().err
+# What is wrong
 
 
-def test_unknown_filter_is_said():
-    command = [sys.executable, "-m", "bench", "--filter", "no such row"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1
-    assert run.stderr.startswith("python -m bench: ")
+def broken(change):
+    """fused_lstm, with its tensors changed."""
+
+    def prepare(problem, mode):
+        right = PROVIDERS[FUSED].prepare(problem, mode)
+        return Prepared(right.run, lambda: change(right.check()))
+
+    return replace(PROVIDERS[FUSED], prepare=prepare)
+
+
+def off_by(factor, key):
+    return lambda tensors: tensors | {key: tensors[key] * (1 + factor)}
+
+
+@pytest.mark.parametrize(("mode", "key"), [(INFERENCE, "y"), (TRAINING, "lstms.0.bias_hh_l0")])
+def test_a_wrong_result_has_no_speed(mode, key):
+    row = Row(TINY, 1)
+    measured = row.measure(mode, [PROVIDERS[BASELINE], broken(off_by(1e-4, key))], budget=0)
+    wrong = measured.measurements[FUSED]
+    assert wrong.failed.startswith(f"wrong: {key} is off by 1")
+    assert not wrong.seconds
+    assert wrong.time is None
+    assert measured.faster() is None
+    assert wrong.error_ratio > 10
+    assert measured.measurements[BASELINE].seconds
+
+
+def test_nan_is_wrong():
+    measured = Row(TINY, 1).measure(INFERENCE, [broken(off_by(float("nan"), "y"))], budget=0)
+    assert measured.measurements[FUSED].failed.startswith("wrong: y is off by nan")
+
+
+def test_float64_is_judged_too():
+    row = Row(small("float64"), 1)
+    measured = row.measure(INFERENCE, [PROVIDERS[BASELINE], broken(off_by(1e-12, "y"))], budget=0)
+    assert measured.measurements[FUSED].failed
+    assert measured.measurements[BASELINE].error is None  # it is the reference
+
+
+def test_coarser_arithmetic_is_judged_by_its_own_precision():
+    theirs = {"y": 1e-7}
+    assert accuracy.why_wrong({"y": 1e-3}, theirs, torch.float32, None)
+    assert not accuracy.why_wrong({"y": 1e-3}, theirs, torch.float32, 2.0**-10)
+
+
+def test_a_provider_that_fails_says_why():
+    def prepare(problem, mode):
+        raise ValueError("no such thing\nand more")
+
+    failing = replace(PROVIDERS["linear"], prepare=prepare)
+    measured = Row(TINY, 1).measure(INFERENCE, [*BOTH, failing], budget=0)
+    assert measured.measurements["linear"].failed == "ValueError: no such thing"
+    assert measured.faster()
+
+
+def test_error_ratio_is_of_the_worst_tensor_and_float64_has_none():
+    ours, theirs = {"y": 4e-7, "h": 1e-7}, {"y": 2e-7, "h": 1e-9}
+    assert accuracy.error_ratio(ours, theirs, torch.float32) == pytest.approx(2.0)
+    assert accuracy.error_ratio(ours, theirs, torch.float64) is None
+
+
+# Timing
+
+
+def test_providers_take_turns_for_at_least_five_rounds():
+    order = []
+    turns = {name: Turn(lambda name=name: order.append(name)) for name in "ABC"}
+    seconds = {name: [] for name in turns}
+    take_turns(turns, 0, seconds)
+    assert "".join(order) == "ABCCBAABCCBAABC"
+    assert all(len(each) == 5 for each in seconds.values())
+
+
+def test_rounds_go_on_until_the_budget_is_spent():
+    seconds = {"A": []}
+    take_turns({"A": Turn(lambda: time.sleep(0.002))}, 0.05, seconds)
+    assert 5 < len(seconds["A"]) <= 25
+
+
+def test_time_is_per_call_of_the_module(monkeypatch):
+    turn = Turn(lambda: time.sleep(0.02), repeats=2, calls=10)
+    assert 0.002 <= turn.seconds() < 0.01
+    monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.01)
+    assert runner.repeats_for(0.001) == 10
+    assert runner.repeats_for(5.0) == 1
+
+
+def test_ratio_is_the_median_of_the_rounds_ratios():
+    """A round in which the machine was slow slows both, and counts for neither."""
+    result = bench_fakes.result(2.0)
+    ours, theirs = (result.measurements[name].seconds for name in (FUSED, BASELINE))
+    ours[:], theirs[:] = [1.0, 1.0, 1.0, 9.0, 9.0], [2.0, 2.1, 2.2, 18.0, 27.0]
+    assert result.faster().median == 2.1
+    assert result.faster().low == 2.0
+    assert spread(theirs).median / spread(ours).median == 2.2
+
+
+def test_thread_count_is_put_back():
+    before = torch.get_num_threads()
+    seen = []
+    one = replace(PROVIDERS["one-thread"], prepare=spy_threads(seen))
+    Row(TINY, 2).measure(INFERENCE, [*BOTH, one], budget=0)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
+
+
+def spy_threads(seen):
+    def prepare(problem, mode):
+        right = PROVIDERS[FUSED].prepare(problem, mode)
+
+        def run():
+            seen.append(torch.get_num_threads())
+            right.run()
+
+        return Prepared(run, right.check)
+
+    return prepare
+
+
+def test_steps_carry_their_state():
+    problem = make_problem(small("steps"), 1)
+    states = []
+
+    class Model:
+        def step(self, x, state):
+            states.append(state)
+            return x, len(states)
+
+    passes.make_timed(Model(), problem, INFERENCE)()
+    assert states == [None, 1, 2]
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="not Linux")
+def test_peak_memory_is_of_the_call():
+    def run():
+        torch.ones(20_000_000)  # 80 MB, freed at once
+
+    run()
+    seconds, peak = memory.run_and_watch(run, "cpu")
+    assert 75e6 < peak < 100e6
+    assert seconds > 0
+    assert memory.run_and_watch(lambda: None, "cpu")[1] < 5e6
+
+
+def test_unknown_memory_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "no" / "such")
+    assert memory.run_and_watch(lambda: None, "cpu")[1] is None
+
+
+# Where it runs
+
+
+def test_the_busy_process_runs_before_anything_is_timed(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def remember(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", remember)
+    with disturbed.busy_core():
+        (process,) = started
+        assert process.poll() is None
+        assert environment.busy_cores() is None or environment.busy_cores() > 0.3
+    assert process.poll() is not None
+
+
+def test_the_busy_process_says_when_it_runs(monkeypatch):
+    late = "import time; time.sleep(0.3); print('busy', flush=True); time.sleep(60)"
+    monkeypatch.setattr(disturbed, "BUSY", late)
+    start = time.perf_counter()
+    with disturbed.busy_core():
+        assert time.perf_counter() - start > 0.3
+    monkeypatch.setattr(disturbed, "BUSY", "")
+    with pytest.raises(RuntimeError, match="has ended"), disturbed.busy_core():
+        pass
+
+
+def test_busy_core_takes_six_tries(monkeypatch):
+    monkeypatch.setattr(disturbed, "busy_core", disturbed.contextlib.nullcontext)
+    row = Workload("tiny", DENSE, 3, 4, 5, (6,), busy_core=True)
+    found = disturbed.measure_disturbed(row, TRAINING, 1, BOTH, budget=0)
+    assert {name: len(each) for name, each in found.slowdowns.items()} == {BASELINE: 6, FUSED: 6}
+    assert all(seconds > 0 for seconds in found.alone.values())
+
+
+def test_isa_caps_both_libraries_in_a_process_of_its_own(monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
+    isa.run_capped("avx2", "fused_lstm.bench", ["--isa", "avx2", "--quick"])
+    ((program, command, variables),) = calls
+    assert command == [program, "-m", "fused_lstm.bench", "--isa", "avx2", "--quick"]
+    assert variables["FUSED_LSTM_ISA"] == "avx2"
+    assert variables["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert variables["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert variables["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
+    assert isa.cap_in_force() == ""
+    for name, value in isa.CAPS["avx2"].items():
+        monkeypatch.setenv(name, value)
+    assert isa.cap_in_force() == "avx2"
+
+
+def test_environment_names_the_machine():
+    facts = environment.environment(2, "cpu", ["python", "-m", "bench"])
+    assert facts["cpu"]
+    assert facts["command"] == "python -m bench"
+    assert facts["threads"] == 2
+    assert set(bench_fakes.ENVIRONMENT) == set(facts)
+
+
+def test_modes_are_the_ones_that_means_are_taken_over():
+    assert all(set(row.modes) <= set(MODES) for row in cpu_workloads())

@@ -1,0 +1,76 @@
+"""What this machine can do, as the extension measures it; None where it cannot."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from fused_lstm import _ops
+
+from .workload import Workload
+
+PANEL = 64  # columns of a panel that oneDNN's micro-kernel multiplies with
+MATRIX_DTYPES = ("bfloat16", "float16")  # that may have units of their own
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of all threads together, for one dtype."""
+
+    threads: int
+    flops: float  # per second, at the multiply-add peak
+    l2_bytes: int  # of one core
+    shared_bytes: int  # of the cache that all cores share
+    l2_rate: float  # bytes per second
+    shared_rate: float
+    memory_rate: float
+
+
+@functools.cache
+def machine(dtype: str, threads: int) -> Machine | None:
+    """What limits this dtype on this many threads."""
+    measure = getattr(_ops.extension, "machine", None)
+    if measure is None:
+        return None
+    facts = measure(dtype, threads)
+    per_second = 1e9 * threads  # from a unit per ns and core
+    peak = max(
+        2 * per_second * facts["multiply_adds_per_ns"],
+        1e9 * (_ops.extension.fma_peak(threads, dtype) or 0),
+        matrix_peak(dtype, threads),
+    )
+    return Machine(
+        threads,
+        peak,
+        facts["l2_bytes"],
+        facts["shared_cache_bytes"],
+        per_second * facts["l2_bytes_per_ns"],
+        per_second * facts["shared_bytes_per_ns"],
+        per_second * facts["memory_bytes_per_ns"],
+    )
+
+
+def matrix_peak(dtype: str, threads: int) -> float:
+    """Operations per second of the matrix units, on one panel that stays in L1 or L2."""
+    if dtype not in MATRIX_DTYPES:
+        return 0.0
+    return 1e9 * (_ops.extension.brgemm_rate(64, PANEL, 512, 1, dtype, threads) or 0)
+
+
+@functools.cache
+def brgemm_gflops(batch: int, hidden: int, dtype: str, threads: int) -> float | None:
+    """Rate of oneDNN's micro-kernel on W_hh [4H, H] in panels, the faster of both ways to split.
+
+    The threads share the rows, and each reads every panel; or they share the panels.
+    """
+    rate = getattr(_ops.extension, "brgemm_rate", None)
+    if rate is None:
+        return None
+    panels = max(1, 4 * hidden // PANEL)
+    splits = {(max(1, batch // threads), panels), (batch, max(1, panels // threads))}
+    best = max(rate(rows, PANEL, hidden, count, dtype, threads) for rows, count in splits)
+    return best or None
+
+
+def brgemm_of(workload: Workload, threads: int) -> float | None:
+    return brgemm_gflops(workload.batch, workload.hidden[0], workload.dtype_name, threads)

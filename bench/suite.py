@@ -1,0 +1,109 @@
+"""Measures what the command line asks for, prints tables, writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from itertools import groupby
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fused_lstm import _ops
+
+from . import bars, results
+from .compare import show_comparison
+from .details import rows_table, show_details
+from .disturbed import measure_disturbed
+from .environment import BUSY_CORES, busy_cores, environment
+from .isa import cap_in_force, run_capped
+from .options import Case, cases, chosen_workloads, parse
+from .report import make_console, show, show_table
+from .results import Run
+from .runner import Row
+
+INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
+# Seconds to spend on each row, mode: enough for tens of rounds of most rows.
+BUDGET, QUICK_BUDGET = 0.8, 0.1
+
+
+def complain(package: str, reason: str) -> int:
+    print(f"python -m {package}: {reason}", file=sys.stderr)
+    return 1
+
+
+def warn_if_busy() -> None:
+    """Another process in the way slows every provider, and nn.LSTM's waiting threads the most."""
+    busy = busy_cores()
+    if busy is not None and busy > BUSY_CORES:
+        print(f"other processes use {busy:.1f} cores: times will be off", file=sys.stderr)
+
+
+def measure(todo: list[Case], options: argparse.Namespace, run: Run) -> None:
+    """Adds to `run` row by row; Ctrl-C ends it and loses only the row that was being measured."""
+    budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
+    console = Console(stderr=True)  # stdout holds nothing but the tables
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    progress = Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+    )
+    with progress:
+        task = progress.add_task("", total=len(todo))
+        try:
+            for workload, members in groupby(todo, key=lambda case: case.workload):
+                row = None if workload.busy_core else Row(workload, options.threads, options.device)
+                for case in members:
+                    progress.update(task, description=escape(f"{workload.name}, {case.mode}"))
+                    if row is None:
+                        arguments = (workload, case.mode, options.threads, case.providers)
+                        run.disturbances.append(measure_disturbed(*arguments, budget))
+                    else:
+                        result = row.measure(case.mode, case.providers, budget)
+                        run.results.append(bars.with_brgemm(result) if options.bars else result)
+                    progress.advance(task)
+        except KeyboardInterrupt:
+            run.complete = False
+
+
+def main(package: str, arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(package, arguments)
+    console = make_console()
+    if options.list:
+        show_table(console, rows_table(chosen_workloads(options)))
+        return 0
+    if options.isa and cap_in_force() != options.isa:
+        run_capped(options.isa, package, arguments)
+    if reason := _ops.unavailable(options.device, torch.float32):
+        return complain(package, f"there is nothing to measure: {reason}")
+    old = None
+    if options.compare:
+        try:
+            old = results.load(options.compare)
+        except (OSError, ValueError) as error:
+            return complain(package, f"cannot compare with {options.compare}: {error}")
+
+    torch.set_num_threads(options.threads)
+    # nn.LSTM says so of itself with a projection; that it is slow then is what the table shows.
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+    warn_if_busy()
+    command = ["python", "-m", package, *arguments]
+    run = Run(environment(options.threads, options.device, command))
+    measure(cases(options), options, run)
+
+    met = bars.all_bars(run) if options.bars else []
+    if options.json:  # first, as whatever reads the tables may stop reading
+        results.save(options.json, results.to_json(run, met))
+    show(console, run)
+    if options.details:
+        show_details(console, run)
+    if options.bars:
+        bars.show_bars(console, met)
+    if old:
+        show_comparison(console, old, run)
+    if options.json:
+        console.print(escape(f"written to {options.json}"))
+    return 0 if run.complete else INTERRUPTED

@@ -1,0 +1,113 @@
+"""What a run means: one sentence, and means by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import units
+from .providers import BASELINE, FUSED
+from .results import Result, Run, Spread, geometric_mean
+from .workloads import DENSE, FORWARD, GRID, INFERENCE, TRAINING
+
+
+@dataclass(frozen=True)
+class Mean:
+    slowest: float
+    fastest: float
+    mean: float  # geometric
+
+
+@dataclass(frozen=True)
+class Means:
+    group: str
+    rows: int
+    modes: dict[str, Mean]
+
+
+def means(ratios: list[float]) -> Mean:
+    return Mean(min(ratios), max(ratios), geometric_mean(ratios))
+
+
+def over_same_rows(
+    group: str, results: list[Result], measure: Callable[[Result], Spread | None]
+) -> Means | None:
+    """Times faster in each mode, over the rows that were measured in every mode of the group.
+
+    Where there are no such rows, over all rows of each mode.
+    """
+    by_mode: dict[str, dict[str, float]] = {}
+    for result in results:
+        if faster := measure(result):
+            by_mode.setdefault(result.mode, {})[result.workload.name] = faster.median
+    if not by_mode:
+        return None
+    common = set.intersection(*(set(names) for names in by_mode.values()))
+    found = {
+        mode: means([ratio for name, ratio in rows.items() if name in common or not common])
+        for mode, rows in by_mode.items()
+    }
+    return Means(group, len(common or set().union(*by_mode.values())), found)
+
+
+def means_by_group(results: list[Result]) -> Iterator[Means]:
+    """One for each group, and one for all rows but the grid's where there are several groups."""
+    groups = list(dict.fromkeys(result.workload.group for result in results))
+    for group in groups:
+        members = [result for result in results if result.workload.group == group]
+        if found := over_same_rows(group, members, Result.faster):
+            yield found
+    if len(groups) > 1 and (found := gains(results)):
+        yield found
+
+
+def gains(results: list[Result]) -> Means | None:
+    """Over the fastest form of nn.LSTM, of all rows but the grid's; of these where it is alone."""
+    rows = [result for result in results if result.workload.group != GRID] or results
+    modes = {result.mode for result in rows}
+    name = "all, in both modes" if len(modes) > 1 else "all"
+    return over_same_rows(name, rows, lambda result: result.gain)
+
+
+def mean_share(results: list[Result], mode: str, provider: str) -> float | None:
+    """Mean share of the machine's limit on dense float32 rows."""
+    shares = [
+        result.share(provider)
+        for result in results
+        if result.workload.group == DENSE and result.mode == mode
+    ]
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def headline(run: Run) -> str:
+    """What a user of this machine gains."""
+    if not run.results:
+        return "Nothing was measured."
+    overall = gains(run.results)
+    if overall is None:
+        return "Nothing was compared with nn.LSTM."
+    where = "this machine" if run.environment["device"] == "cpu" else "this GPU"
+    sentences = []
+    for mode in (TRAINING, INFERENCE, FORWARD):
+        if found := overall.modes.get(mode):
+            first = not sentences
+            subject = f"With fused_lstm, {mode} on {where}" if first else mode
+            times = f"{span(found)} times faster{' than with nn.LSTM' if first else ''}"
+            sentences.append(f"{subject} is {times}{rest(run, mode, found)}")
+    return "; ".join(sentences) + "."
+
+
+def span(found: Mean) -> str:
+    slowest, fastest = units.times(found.slowest), units.times(found.fastest)
+    return slowest if slowest == fastest else f"{slowest} to {fastest}"
+
+
+def rest(run: Run, mode: str, found: Mean) -> str:
+    """The mean, and the share of the machine's limit."""
+    text = "" if found.slowest == found.fastest else f", {units.times(found.mean)} on average"
+    ours, theirs = (mean_share(run.results, mode, name) for name in (FUSED, BASELINE))
+    if ours is not None:
+        text += f", and reaches {units.percent(ours)} of what the machine can do"
+        text += f" (nn.LSTM {units.percent(theirs)})" if theirs is not None else ""
+    return text

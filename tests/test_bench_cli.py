@@ -1,0 +1,275 @@
+"""The benchmark's command line: what it chooses, refuses, prints and keeps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+
+import bench_fakes as fakes
+
+from bench import options, results, suite
+from bench.runner import Row
+from bench.workloads import GRID, INFERENCE, TRAINING
+
+ROOT = Path(__file__).parent.parent
+
+
+def chosen(*arguments):
+    return [row.name for row in options.chosen_workloads(parse(*arguments))]
+
+
+def parse(*arguments):
+    return options.parse("bench", list(arguments))
+
+
+def providers_of(*arguments):
+    return {
+        case.mode: [p.name for p in case.providers] for case in options.cases(parse(*arguments))
+    }
+
+
+# Choosing
+
+
+def test_all_rows_but_the_grid_by_default():
+    rows = options.chosen_workloads(parse())
+    assert len(rows) > 35
+    assert not any(row.group == GRID for row in rows)
+    assert len(options.chosen_workloads(parse("--grid"))) == len(rows) + 25
+
+
+def test_rows_by_name_or_by_a_part_of_it():
+    assert chosen("--workload", "small") == ["small"]
+    assert chosen("--workload", "ATARI") == ["atari", "atari, rollout"]
+    assert "medium, packed" in chosen("--workload", "random lengths")
+    assert chosen("--workload", "single", "square") == ["single", "square"]
+    assert len(chosen("--workload", "grid")) == 25
+
+
+def test_quick_is_a_few_rows():
+    assert 4 <= len(chosen("--quick")) <= 8
+
+
+def test_modes():
+    assert set(providers_of("--workload", "small")) == {INFERENCE, TRAINING}
+    assert set(providers_of("--workload", "small", "--mode", "training")) == {TRAINING}
+    assert set(providers_of("--workload", "small", "--mode", "forward")) == {"forward"}
+
+
+def test_rows_in_another_dtype():
+    rows = options.chosen_workloads(parse("--dtype", "bfloat16"))
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert all(row.dtype == torch.bfloat16 for row in rows)
+    assert names.count("medium, bfloat16") == 1
+    assert "demucs, bfloat16" in names
+    assert not any("float64" in name for name in names)
+    groups = {row.name: row.group for row in rows}
+    assert groups["demucs, bfloat16"] == "bfloat16"
+    assert groups["small, packed, bfloat16"] != "bfloat16"
+
+
+def test_other_forms_of_nn_lstm_by_default():
+    packed = providers_of("--workload", "small, packed")
+    assert packed[INFERENCE] == ["nn.LSTM", "fused_lstm", "padded"]
+    half = providers_of("--workload", "small, float16")
+    assert half[TRAINING] == ["nn.LSTM", "fused_lstm", "float32"]
+    assert providers_of("--workload", "small")[INFERENCE] == ["nn.LSTM", "fused_lstm"]
+
+
+def test_providers_by_name():
+    found = providers_of("--workload", "small", "--provider", "linear", "fused_lstm")
+    assert found[TRAINING] == ["fused_lstm", "linear"]
+    everything = providers_of("--workload", "small", "--provider", "all")[TRAINING]
+    assert set(everything) >= {"nn.LSTM", "fused_lstm", "linear", "script", "compile"}
+
+
+def test_bars_bring_the_providers_that_they_compare():
+    plain = providers_of("--workload", "single, long")
+    with_bars = providers_of("--workload", "single, long", "--bars")
+    assert set(with_bars[INFERENCE]) - set(plain[INFERENCE]) == {"one-thread", "bf16"}
+    square = providers_of("--workload", "square, bfloat16", "--bars")
+    assert "autocast" in square[TRAINING]
+
+
+def test_a_busy_core_is_for_the_two():
+    found = providers_of("--workload", "small, one core busy", "--provider", "all")
+    assert found == {TRAINING: ["nn.LSTM", "fused_lstm"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--threads", "0"], "--threads has to be at least 1, got 0"),
+        (["--threads", "two"], "invalid int value: 'two'"),
+        (["--workload", "no such row"], "no row is left; --list shows all of them"),
+        (["--mode", "inference", "--workload", "hydrology"], "no row is left"),
+        (["--provider", "cudnn"], "invalid choice: 'cudnn'"),
+        (["--provider", "padded", "--workload", "small"], "none of these providers"),
+        (["--dtype", "float8"], "invalid choice: 'float8'"),
+        (["--device", "cuda", "--isa", "avx2"], "--isa caps processors"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse(*arguments)
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# Running
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Rows take no time: a ratio of 2 everywhere. Yields the rows that were asked for."""
+    asked = []
+
+    def measure(self, mode, providers, budget):
+        asked.append((self.workload.name, mode))
+        return fakes.result(2.0, self.workload, mode)
+
+    monkeypatch.setattr(Row, "__init__", lambda self, row, *rest: setattr(self, "workload", row))
+    monkeypatch.setattr(Row, "measure", measure)
+    monkeypatch.setattr(suite, "busy_cores", lambda: 0.0)
+    monkeypatch.setattr(suite._ops, "unavailable", lambda device, dtype: None)
+    return asked
+
+
+def test_a_run_prints_and_writes(measured, tmp_path, capsys):
+    file = tmp_path / "folder" / "new.json"
+    code = suite.main("bench", ["--workload", "single", "medium", "--json", str(file)])
+    assert code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("With fused_lstm, training on this machine is 2.00 times faster")
+    assert "Bars" not in said
+    assert "Rates and memory" not in said
+    assert f"written to {file}" in said.replace("\n", "")
+    run = results.load(file)
+    assert [(r.workload.name, r.mode) for r in run.results] == measured
+    assert len(measured) == 4
+    assert run.environment["command"].startswith("python -m bench --workload single medium")
+
+
+def test_details_and_bars_on_request(measured, capsys):
+    assert suite.main("bench", ["--workload", "single", "--details", "--bars"]) == 0
+    said = capsys.readouterr().out
+    assert "Rates and memory" in said
+    assert "Largest error against float64" in said
+    assert "slowest row, float32" in said
+    assert "float64 peak" not in said
+    assert "busy" not in said
+
+
+def test_ctrl_c_keeps_what_is_done(measured, monkeypatch, tmp_path, capsys):
+    measure = Row.measure
+
+    def interrupted(self, mode, providers, budget):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return measure(self, mode, providers, budget)
+
+    monkeypatch.setattr(Row, "measure", interrupted)
+    file = tmp_path / "part.json"
+    code = suite.main("bench", ["--workload", "single", "medium", "--json", str(file)])
+    assert code == 130
+    said = capsys.readouterr().out
+    assert "Stopped before the end" in said
+    run = results.load(file)
+    assert len(run.results) == 3
+    assert run.complete is False
+
+
+def test_compare_reads_the_old_run_first(measured, tmp_path, capsys):
+    code = suite.main("bench", ["--workload", "single", "--compare", str(tmp_path / "no.json")])
+    assert code == 1
+    assert "cannot compare with" in capsys.readouterr().err
+    assert not measured
+
+
+def test_compare_with_a_run(measured, tmp_path, capsys):
+    file = tmp_path / "old.json"
+    assert suite.main("bench", ["--workload", "single", "--json", str(file)]) == 0
+    assert suite.main("bench", ["--workload", "single", "--compare", str(file)]) == 0
+    assert "Of 2 rows in both runs 0 got slower and 0 faster" in capsys.readouterr().out
+
+
+def test_isa_starts_anew_once(measured, monkeypatch):
+    started = []
+    monkeypatch.setattr(suite, "run_capped", lambda *arguments: started.append(arguments))
+    arguments = ["--workload", "single", "--isa", "avx2"]
+    suite.main("bench", arguments)
+    assert started == [("avx2", "bench", arguments)]
+    monkeypatch.setattr(suite, "cap_in_force", lambda: "avx2")
+    assert suite.main("bench", arguments) == 0
+    assert len(started) == 1
+
+
+def test_nothing_to_measure_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(suite._ops, "unavailable", lambda device, dtype: "it is not built")
+    assert suite.main("fused_lstm.bench", ["--quick"]) == 1
+    assert capsys.readouterr().err == (
+        "python -m fused_lstm.bench: there is nothing to measure: it is not built\n"
+    )
+
+
+def test_busy_machine_is_said(monkeypatch, capsys):
+    for busy in (0.1, None):
+        monkeypatch.setattr(suite, "busy_cores", lambda busy=busy: busy)
+        suite.warn_if_busy()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(suite, "busy_cores", lambda: 0.9)
+    suite.warn_if_busy()
+    assert capsys.readouterr().err == "other processes use 0.9 cores: times will be off\n"
+
+
+def test_list_names_every_row_and_its_source(capsys):
+    assert suite.main("bench", ["--list", "--grid"]) == 0
+    said = capsys.readouterr().out
+    for text in ("silero-vad", "benchmarks/fastrnns", "grid, 128 x 1024"):
+        assert text in said
+
+
+@pytest.mark.slow
+def test_a_real_run_writes_json(tmp_path, extension):
+    file = tmp_path / "bench.json"
+    rows = ["small", "small, packed", "small, float16", "small, one core busy"]
+    command = [sys.executable, "-m", "bench", "--budget", "0.01", "--bars", "--json", str(file)]
+    run = subprocess.run(
+        [*command, "--workload", *rows], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    written = json.loads(file.read_text())
+    assert written["environment"]["torch"] == torch.__version__
+    assert {r["workload"]["name"] for r in written["results"]} == set(rows[:3])
+    for each in written["results"]:
+        assert each["times_faster_than"]["nn.LSTM"]["median"] > 0
+    assert written["one_core_busy"][0]["slowdowns"]["fused_lstm"]
+    assert written["bars"]
+
+
+@pytest.mark.slow
+def test_capped_to_avx2_in_a_process_of_its_own(tmp_path, extension):
+    if "avx2" not in extension.build_info()["compiled_isas"]:
+        pytest.skip("no AVX2 kernels are compiled")
+    file = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "bench", "--isa", "avx2", "--json", str(file)]
+    options = ["--workload", "single", "--mode", "inference", "--budget", "0.01"]
+    environment = {k: v for k, v in os.environ.items() if k != "FUSED_LSTM_ISA"}
+    subprocess.run(
+        [*command, *options],
+        cwd=ROOT,
+        check=True,
+        timeout=300,
+        capture_output=True,
+        env=environment,
+    )
+    written = json.loads(file.read_text())
+    assert written["environment"]["isa_cap"] == "avx2"
+    assert written["environment"]["isa"] in ("avx2", "baseline")

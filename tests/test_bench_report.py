@@ -1,0 +1,447 @@
+"""What the benchmark prints and writes, on results that nobody measured."""
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("rich")
+
+import bench_fakes as fakes
+from rich.console import Console
+
+from bench import bars, compare, details, report, results, summary, units
+from bench.results import Measurement, Run
+from bench.workloads import INFERENCE, TRAINING
+
+WIDTHS = [80, 100, 130, 160]
+
+
+def console_of(width):
+    return Console(file=io.StringIO(), width=width, highlight=False)
+
+
+def printed(width, *shows):
+    console = console_of(width)
+    for show in shows:
+        show(console)
+    return console.file.getvalue()
+
+
+def report_of(run, width=100):
+    return printed(width, lambda console: report.show(console, run))
+
+
+def line_of(text, start):
+    (line,) = [line for line in text.splitlines() if line.startswith(start)]
+    return line
+
+
+# Readable at every width
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_cut_off(width):
+    run = fakes.full_run()
+    text = printed(
+        width,
+        lambda console: report.show(console, run),
+        lambda console: details.show_details(console, run),
+        lambda console: bars.show_bars(console, bars.all_bars(run)),
+        lambda console: report.show_table(console, details.rows_table(list_of_rows())),
+    )
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    for result in run.results:
+        if result.workload.group != fakes.GRID:
+            assert result.workload.name in text
+    for unit in (" s ", " ms ", " us ", "%", " MB"):
+        assert unit in text
+    assert "300->1150,1150,650" in text.replace("\n", "")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_long_names_take_two_lines(width):
+    row = fakes.workload("awd_lstm", name="rnnt_layernorm, packed, bfloat16")
+    text = report_of(Run(fakes.ENVIRONMENT, [fakes.result(1.2, row)]), width)
+    assert re.search(r"^rnnt_layernorm, .*x70.*\npacked, bfloat16 ", text, re.MULTILINE)
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def list_of_rows():
+    return list(fakes.WORKLOADS.values())
+
+
+@pytest.mark.parametrize(
+    ("width", "there", "missing"),
+    [
+        (80, {"faster", "reached"}, {"quartiles", "limit ", "memory"}),
+        (100, {"quartiles", "limit"}, {"memory", "GFLOP/s"}),
+        (130, {"memory"}, {"GFLOP/s"}),
+        (160, {"memory", "GFLOP/s", "error"}, set()),
+    ],
+)
+def test_wider_terminals_have_more_columns(width, there, missing):
+    table = report.results_table(fakes.full_run().results, "Inference", width)
+    text = printed(width, lambda console: console.print(table))
+    assert all(word in text for word in there)
+    assert not any(word in text for word in missing)
+
+
+def test_a_narrow_terminal_and_a_file_have_widths_of_their_own(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert report.make_console().width == report.IN_A_FILE
+    monkeypatch.setenv("COLUMNS", "40")
+    assert report.make_console().width == 80
+    monkeypatch.setenv("COLUMNS", "123")
+    assert report.make_console().width == 123
+
+
+def test_a_file_has_no_colours():
+    assert "\x1b" not in report_of(fakes.full_run())
+
+
+def test_text_survives_a_terminal_without_unicode():
+    report_of(fakes.full_run()).encode("ascii")
+
+
+# What it says
+
+
+def test_it_begins_with_what_a_user_gains():
+    rows = [
+        fakes.result(2.0, "single", INFERENCE),
+        fakes.result(4.5, "square", INFERENCE),
+        fakes.result(1.0, "single", TRAINING),
+        fakes.result(4.0, "square", TRAINING),
+    ]
+    assert report_of(Run(fakes.ENVIRONMENT, rows), 500).splitlines()[0] == (
+        "With fused_lstm, training on this machine is 1.00 to 4.00 times faster than with nn.LSTM, "
+        "2.00 on average, and reaches 50% of what the machine can do (nn.LSTM 31%); inference is "
+        "2.00 to 4.50 times faster, 3.00 on average, and reaches 50% of what the machine can do "
+        "(nn.LSTM 18%)."
+    )
+
+
+def test_the_gain_is_over_the_fastest_form_of_nn_lstm():
+    padded = {"padded": Measurement(fakes.around(1.5 * 12.3456e-3), error=1e-7)}
+    row = fakes.result(3.0, "packed", INFERENCE, padded)
+    assert row.gain.median == pytest.approx(1.5)
+    assert row.faster().median == pytest.approx(3.0)
+    assert "1.50 times faster" in summary.headline(Run(fakes.ENVIRONMENT, [row]))
+    not_the_same = replace(padded["padded"], error=None)  # nothing could be compared
+    assert fakes.result(3.0, "packed", INFERENCE, {"padded": not_the_same}).gain.median == 3.0
+
+
+def test_the_sentence_knows_when_nothing_was_compared():
+    assert summary.headline(Run(fakes.ENVIRONMENT)) == "Nothing was measured."
+    alone = fakes.result(2.0)
+    alone.measurements.pop("nn.LSTM")
+    assert summary.headline(Run(fakes.ENVIRONMENT, [alone])) == (
+        "Nothing was compared with nn.LSTM."
+    )
+
+
+def test_a_row_has_times_ratio_limit_and_shares():
+    line = line_of(report_of(Run(fakes.ENVIRONMENT, [fakes.result(1.25)])), "single ")
+    cells = re.split(r"\s{2,}|\s(?=\d)|\s(?=1x)", line.strip())
+    assert "15.4 ms" in line
+    assert "12.3 ms" in line
+    assert "1.25" in cells
+    assert "1.25-1.25" in line
+    assert "6.17 ms" in line
+    assert cells[-2:] == ["40%", "50%"]
+
+
+def test_other_providers_have_a_line_below_their_row():
+    text = report_of(fakes.full_run())
+    lines = text.splitlines()
+    below = next(k for k, line in enumerate(lines) if line.startswith("rnnt_layernorm, packed")) + 1
+    assert lines[below].startswith("  nn.LSTM, padded")
+    assert "21.0 ms" in lines[below]
+    assert "1.70" in lines[below]
+
+
+def test_a_wrong_result_shows_no_speed_and_says_why():
+    text = report_of(fakes.full_run(), 160)
+    wrong = next(line for line in text.splitlines() if line.startswith("  four nn.Linear"))
+    assert re.fullmatch(r"  four nn.Linear +wrong +n/a +3\.0e-01 *", wrong)
+    assert "single, inference, four nn.Linear: wrong: y is off by 3.0e-01" in text
+
+
+def test_a_wrong_fused_result_shows_no_ratio():
+    row = fakes.result(2.0)
+    row.measurements["fused_lstm"] = Measurement(failed="wrong: y is off")
+    line = line_of(report_of(Run(fakes.ENVIRONMENT, [row])), "single ")
+    assert "wrong" in line
+    assert "2.00" not in line
+
+
+def test_notes_and_compile_time_are_said():
+    text = report_of(fakes.full_run(), 160)
+    assert "awd_lstm: without weight drop." in text
+    assert "torch.compile: 134 s to compile." in text
+    assert text.count("awd_lstm: without weight drop.") == 1
+
+
+def test_unknown_limits_are_said_to_be_unknown():
+    run = fakes.full_run(machine=None)
+    run.results = [replace(result, limit=None) for result in run.results]
+    text = report_of(run)
+    assert "n/a" in text
+    assert "of what the machine can do" not in text.split("\n\n")[0]
+
+
+def test_means_are_over_the_same_rows():
+    rows = [
+        fakes.result(4.0, "single", INFERENCE),
+        fakes.result(2.0, "single", TRAINING),
+        fakes.result(9.0, "square", TRAINING),  # not measured in inference
+    ]
+    (means,) = summary.means_by_group(rows)
+    assert means.rows == 1
+    assert means.modes[INFERENCE].mean == pytest.approx(4.0)
+    assert means.modes[TRAINING].mean == pytest.approx(2.0)
+
+
+def test_rows_that_have_no_mode_in_common_are_all_counted():
+    rows = [fakes.result(4.0, "step", INFERENCE), fakes.result(2.0, "hydrology", TRAINING)]
+    found = summary.gains(rows)
+    assert found.rows == 2
+    assert (found.modes[INFERENCE].mean, found.modes[TRAINING].mean) == (4.0, 2.0)
+
+
+def test_the_grid_is_a_table_of_its_own_and_in_no_mean_over_all_rows():
+    run = fakes.full_run()
+    text = report_of(run)
+    assert "Times faster than nn.LSTM, training, by batch and hidden size" in text
+    assert not any(line.startswith("grid, ") for line in text.splitlines())
+    overall = summary.gains(run.results)
+    assert overall.rows == 6
+    only = summary.gains(fakes.grid())
+    assert only.rows == 6
+
+
+def test_disturbances_show_the_worst_try():
+    text = report_of(fakes.full_run())
+    assert re.search(r"small, one core busy, training\s+nn\.LSTM\s+3\.00 ms\s+2\.25\s+3\.50", text)
+    assert re.search(r"fused_lstm\s+2\.00 ms\s+1\.50\s+2\.75", text)
+
+
+def test_an_interrupted_run_says_so():
+    run = fakes.full_run()
+    assert "Stopped before the end" not in report_of(run)
+    run.complete = False
+    assert "Stopped before the end" in report_of(run)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.5, "1.50 s"),
+        (0.0123, "12.3 ms"),
+        (999.6e-6, "1.00 ms"),
+        (999.4e-6, "999 us"),
+        (45.6e-6, "45.6 us"),
+        (0.31e-6, "0.31 us"),
+        (123.4, "123 s"),
+        (None, "n/a"),
+    ],
+)
+def test_seconds_have_a_fitting_unit(value, text):
+    assert units.seconds(value) == text
+
+
+def test_sizes_and_factors():
+    assert units.size(123456789) == "123 MB"
+    assert units.size(12) == "0.01 kB"
+    assert (units.times(1.234), units.times(9.994), units.times(12.34)) == ("1.23", "9.99", "12.3")
+    assert (units.rate(4.567), units.rate(1234.5)) == ("4.57", "1234")
+
+
+# JSON
+
+
+def test_json_round_trip():
+    run = fakes.full_run()
+    written = json.loads(json.dumps(results.to_json(run)))
+    assert results.from_json(written) == run
+
+
+def test_json_says_what_other_programs_want_to_know():
+    values = results.to_json(Run(fakes.ENVIRONMENT, [fakes.result(2.0, brgemm_gflops=200.0)]))
+    (row,) = values["results"]
+    assert row["workload"]["dtype"] == "float32"
+    assert row["times_faster_than"]["nn.LSTM"]["median"] == pytest.approx(2.0)
+    assert row["providers"]["fused_lstm"]["median"] == pytest.approx(12.3456e-3)
+    assert row["share_of_limit"]["fused_lstm"] == pytest.approx(0.5)
+    assert row["brgemm_gflops"] == 200.0
+    assert row["providers"]["fused_lstm"]["peak_memory"] == 98765432
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{}", "format None"), ('{"format": 2}', "not a result"), ("[", "Expecting value")],
+)
+def test_other_files_are_refused(tmp_path, text, reason):
+    file = tmp_path / "old.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        results.load(file)
+
+
+# Comparison with an older run
+
+
+def changed(ratio, ours=12.3456e-3, **environment):
+    return Run(
+        {**fakes.ENVIRONMENT, **environment},
+        [fakes.result(ratio, ours=ours), fakes.result(3.0, "square")],
+    )
+
+
+def comparison(old, new, width=100):
+    return printed(width, lambda console: compare.show_comparison(console, old, new))
+
+
+def test_compare_finds_what_got_slower():
+    text = comparison(changed(2.0), changed(1.5, ours=16e-3))
+    assert re.search(r"single, inference\s+ratio\s+2\.00 \(2\.00-2\.00\)\s+1\.50 .*-25%", text)
+    assert "Of 2 rows in both runs 1 got slower and 0 faster" in text
+    assert "square" not in text
+
+
+def test_compare_ignores_what_the_spread_explains():
+    noisy, same = changed(2.0), changed(1.9)
+    for run, rounds in ((noisy, [1.6, 1.8, 2.0, 2.2, 2.4]), (same, [1.5, 1.7, 1.9, 2.1, 2.3])):
+        both = run.results[0].measurements
+        both["fused_lstm"].seconds[:] = [1.0] * 5
+        both["nn.LSTM"].seconds[:] = rounds
+    assert "0 got slower and 0 faster" in comparison(noisy, same)
+
+
+def test_compare_is_not_fooled_by_a_slower_machine():
+    assert "0 got slower and 0 faster" in comparison(changed(2.0), changed(2.0, ours=30e-3))
+
+
+def test_compare_takes_times_where_the_baseline_is_another():
+    text = comparison(changed(2.0), changed(1.0, torch="3.0"))
+    assert "0 got slower and 0 faster" in text  # fused_lstm's time is the same
+    assert "torch 2.99.0+cpu -> 3.0" in text
+    slower = comparison(changed(2.0), changed(1.0, ours=20e-3, torch="3.0"))
+    assert re.search(r"single, inference\s+time\s+12\.3 ms .*-38%", slower)
+
+
+def test_compare_skips_rows_of_other_sizes():
+    old = Run(fakes.ENVIRONMENT, [fakes.result(1.0, fakes.workload("single", batch=2))])
+    assert "Of 0 rows in both runs" in comparison(old, changed(2.0))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_comparison_fits(width):
+    old, new = fakes.full_run(), fakes.full_run()
+    new.results = [
+        replace(r, measurements=fakes.result(0.5, r.workload, r.mode).measurements)
+        for r in new.results
+    ]
+    text = comparison(old, new, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+
+
+# Bars
+
+
+def met(rows, disturbances=(), **environment):
+    run = Run({**fakes.ENVIRONMENT, **environment}, list(rows), list(disturbances))
+    return {bar.what: bar.met for bar in bars.all_bars(run)}
+
+
+def test_no_bar_without_its_rows():
+    assert met([]) == {}
+    assert set(met([fakes.result(2.0, "float64")], machine=None)) == {
+        "slowest row, float64",
+        "error of outputs over nn.LSTM's",
+    }
+
+
+def test_one_slow_row_fails_its_bar():
+    fast = [fakes.result(2.0), fakes.result(2.0, "square")]
+    assert all(met(fast).values())
+    slow = met([*fast, fakes.result(0.9, "awd_lstm")])
+    assert slow["slowest row, float32"] is False
+    assert slow["mean, dense float32, inference, Intel AVX-512"] is True
+
+
+def test_means_have_the_bar_of_their_processor():
+    rows = [fakes.result(1.2, "square")]
+    assert met(rows)["mean, dense float32, inference, Intel AVX-512"] is False
+    capped = met(rows, isa="avx2", isa_cap="avx2")
+    assert capped["mean, dense float32, inference, both capped to AVX2"] is True
+    assert not any("mean" in what for what in met(rows, cpu_kind="AuthenticAMD 25 17"))
+
+
+def test_share_of_the_micro_kernel():
+    row = fakes.result(2.0, "square", brgemm_gflops=1.0)
+    rate = row.gflops()
+    what = "of brgemm, inference, square"
+    assert met([replace(row, brgemm_gflops=rate / 0.91)])[what] is True
+    assert met([replace(row, brgemm_gflops=rate / 0.89)])[what] is False
+    for small in (fakes.workload("square", batch=4), fakes.workload("square", hidden=(128,))):
+        assert bars.brgemm_bar(fakes.result(2.0, small)) is None
+
+
+def test_one_sequence_on_two_threads():
+    one = {"one-thread": Measurement(fakes.around(0.5 * 12.3456e-3))}
+    bad = met([fakes.result(1.4, "single", INFERENCE, one)])
+    assert bad["single, inference"] is False
+    assert bad["single, inference: over one thread"] is False
+    good = met([fakes.result(1.6)])
+    assert good["single, inference"] is True
+    assert good["single, inference: quartile over median"] is True
+    assert "single, inference: over one thread" not in good
+
+
+def test_last_step_loss():
+    every = fakes.result(1.5, "all steps", TRAINING, ours=1.0)
+    assert met([every, fakes.result(1.5, "hydrology", TRAINING, ours=1.1)])[
+        "last-step loss over all-step loss"
+    ]
+    slow = met([every, fakes.result(5.0, "hydrology", TRAINING, ours=1.2)])
+    assert slow["last-step loss over all-step loss"] is False
+    assert slow["last-step loss, where denormals are slow"] is False
+
+
+def test_cells_steps_and_busy_core():
+    rows = [fakes.result(1.25, "cell"), fakes.result(5.0, "step")]
+    found = met(rows, fakes.full_run().disturbances)
+    assert found["slowest LSTMCell"] is True
+    assert found["LSTMCell, B=1, H=128, inference"] is False
+    assert found["one step through the module, B=1, H=128"] is False
+    assert found["small, one core busy"] is True
+    assert found["small, one core busy: over nn.LSTM's worst"] is True
+
+
+def test_bfloat16_and_own_settings():
+    autocast = {"autocast": Measurement(fakes.around(1.2 * 12.3456e-3))}
+    rows = [fakes.result(1.2, "bfloat16", TRAINING, autocast)]
+    assert met(rows, isa="avx512_bf16")["mean, bfloat16, training, AVX512-BF16"] is False
+    assert met(rows, amx=True)["slowest row, bfloat16, AMX"] is True
+    assert met(rows)["single, bfloat16, training: autocast over bfloat16"] is False
+    tf32 = {"tf32": Measurement(fakes.around(12.3456e-3 / 1.8))}
+    rows = [fakes.result(1.2, "square", INFERENCE, tf32)]
+    assert met(rows, amx=True)['square, inference: "tf32" over "ieee"'] is True
+    assert 'square, inference: "tf32" over "ieee"' not in met(rows)
+
+
+def test_accuracy_bars():
+    row = fakes.result(2.0)
+    row.measurements["fused_lstm"] = replace(row.measurements["fused_lstm"], error_ratio=2.1)
+    assert met([row])["error of outputs over nn.LSTM's"] is False
+    assert met([replace(row, mode=TRAINING)])["error of gradients over nn.LSTM's"] is True
+
+
+def test_no_bar_is_said_where_none_was_measured():
+    assert "None of the project's bars" in printed(80, lambda c: bars.show_bars(c, []))
