@@ -1,0 +1,107 @@
+"""The pictures of a run: which there are, and that they say with more than colour what they say."""
+
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+import bench_fakes as fakes
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from bench import pictures, plot, results, style
+from bench.results import Run
+from bench.workloads import INFERENCE, TRAINING
+
+LIGHT, DARK = style.STYLES
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text()]
+
+
+def test_a_run_has_four_pictures_in_two_styles(tmp_path, capsys):
+    file = tmp_path / "some.json"
+    results.save(file, results.to_json(fakes.full_run()))
+    assert plot.main([str(file), "--out", str(tmp_path / "pictures")]) == 0
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {
+        f"some-{picture}-{look}.png"
+        for picture in ("faster", "grid", "roofline", "steps")
+        for look in ("light", "dark")
+    }
+    assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_a_picture_without_its_rows_is_left_out(tmp_path):
+    run = Run({**fakes.ENVIRONMENT, "machine": None}, [fakes.result(2.0)])
+    written = plot.draw_all(run, tmp_path, "x")
+    assert {path.name for path in written} == {"x-faster-light.png", "x-faster-dark.png"}
+    assert plot.draw_all(Run(fakes.ENVIRONMENT), tmp_path, "x") == []
+
+
+def test_a_file_that_is_none_is_said(tmp_path, capsys):
+    assert plot.main([str(tmp_path / "no.json")]) == 1
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert plot.main(["x.json"]) == 1
+    assert 'pip install "fused_lstm[bench]"' in capsys.readouterr().err
+
+
+def test_every_row_is_drawn_with_its_numbers():
+    figure = pictures.draw_faster(fakes.full_run(), LIGHT)
+    said = texts(figure)
+    for name in ("single", "rnnt_layernorm, packed", "step", "dense float32", "12.3"):
+        assert name in said
+    assert not any(text.startswith("grid, ") for text in said)
+
+
+def test_cells_of_the_grid_have_numbers_and_slower_ones_a_hatch():
+    grid = fakes.grid()
+    grid[0] = fakes.result(0.5, grid[0].workload, INFERENCE)
+    figure = pictures.draw_grid(Run(fakes.ENVIRONMENT, grid), DARK)
+    assert "0.50" in texts(figure)
+    patches = [patch for axes in figure.axes for patch in axes.patches]
+    assert len(patches) == len(grid)
+    assert sum(patch.get_hatch() is not None for patch in patches) == 1
+
+
+def test_modes_and_libraries_differ_by_marker():
+    for pair in ((INFERENCE, TRAINING), ("fused_lstm", "nn.LSTM")):
+        markers = {style.marked(LIGHT, what)["marker"] for what in pair}
+        assert len(markers) == 2
+
+
+def luminance(color):
+    """Relative luminance of WCAG 2."""
+    channels = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("look", style.STYLES, ids=lambda look: look.name)
+def test_ink_and_colours_stand_out_from_the_paper(look):
+    def contrast(color):
+        a, b = sorted((luminance(color), luminance(look.paper)))
+        return (b + 0.05) / (a + 0.05)
+
+    assert contrast(look.ink) > 7
+    assert contrast(look.blue) > 3
+    assert contrast(look.orange) > 3
+
+
+def test_pictures_name_the_machine():
+    named = plot.machine_name(fakes.full_run())
+    for part in ("Some Processor 9000", "2 threads", "abc1234", "torch 2.99.0"):
+        assert part in named
