@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kGateStepThreads)
     const Gates<Acc> zi = gates_at(z, i);
     const Gates<Acc> a = activate<Math>(zi.i, zi.f, zi.g, zi.o);
     c.at[i] = cell_state(a, c.at[i]);
-    h.at[i] = From<T>::acc(hidden_state(a, Math::tanh(c.at[i])));
+    h.at[i] = From<T>::acc(hidden_state(a, Math::tanh_rounded(c.at[i])));
     set_gates(gates, i, gates_of<T>(a));
   }
   store_vector(carry, c);

@@ -70,6 +70,12 @@ __device__ __forceinline__ float round_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
   return __uint_as_float(y);
 }
+// To 2^-11 of the value, also near 0.
+__device__ __forceinline__ float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // To two units of the last place; 0 and infinity in their places.
 __device__ __forceinline__ float exp2(float x) {
   float y;
@@ -126,11 +132,19 @@ __device__ __forceinline__ uint32_t shuffle_xor(uint32_t value, int lanes) {
 }
 // Whether any lane's flag is set; asked while polling.
 __device__ __forceinline__ bool any_lane(bool flag) { return __any_sync(0xffffffff, flag); }
+// Of an 8 x 8 matrix of 16-bit elements, of which a lane brings (group, 2 * member) and the next in
+// the row, the transposed one in the same places.
+__device__ __forceinline__ uint32_t transpose_16(uint32_t word) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
+  return transposed;
+}
 
 // ---- between blocks, through L2 ----
 //
 // Relaxed: single words arrive whole, and in no order but what a fence gives. Relaxed loads read
-// L2, never a stale line of L1.
+// L2, never a stale line of L1. A word is loaded in the size in which it was stored: the memory
+// model says nothing of accesses of mixed sizes, and takes a vector for its elements.
 
 __device__ __forceinline__ void store_gpu(uint32_t* to, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
@@ -138,13 +152,20 @@ __device__ __forceinline__ void store_gpu(uint32_t* to, uint32_t value) {
 __device__ __forceinline__ void store_gpu(uint64_t* to, uint64_t value) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
 }
-__device__ __forceinline__ void load_gpu_16(uint64_t (&to)[2], const void* from) {
+__device__ __forceinline__ void load_gpu(uint32_t (&to)[4], const void* from) {
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(from)
+               : "memory");
+}
+__device__ __forceinline__ void load_gpu(uint64_t (&to)[2], const void* from) {
   asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
                : "=l"(to[0]), "=l"(to[1])
                : "l"(from)
                : "memory");
 }
-// What this thread stored before is there for whoever sees what it stores after.
+// What this thread stored before is there for whoever sees what it stores after, and what it loads
+// after is no older than what it loaded before.
 __device__ __forceinline__ void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // ---- thread-block clusters (compute capability 9.0 and later) ----
@@ -191,7 +212,16 @@ __device__ __forceinline__ void store_cluster(uint64_t* local, uint32_t rank, ui
 #endif
 }
 // From this block's shared memory, where other blocks store.
-__device__ __forceinline__ void load_cluster_16(uint64_t (&to)[2], const void* from) {
+__device__ __forceinline__ void load_cluster(uint32_t (&to)[4], const void* from) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from));
+  asm volatile("ld.relaxed.cluster.shared::cta.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void load_cluster(uint64_t (&to)[2], const void* from) {
 #if __CUDA_ARCH__ >= 900
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from));
   asm volatile("ld.relaxed.cluster.shared::cta.v2.u64 {%0, %1}, [%2];"
@@ -200,6 +230,43 @@ __device__ __forceinline__ void load_cluster_16(uint64_t (&to)[2], const void* f
                : "memory");
 #endif
 }
+// Sets all bits of 16 bytes of this block's shared memory, where other blocks store words later.
+template <typename Word>
+__device__ __forceinline__ void empty_shared_16(void* at) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(at));
+  if (sizeof(Word) == 8) {
+    asm volatile("st.shared.v2.u64 [%0], {%1, %1};" ::"r"(address), "l"(~uint64_t{0}) : "memory");
+  } else {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(~uint32_t{0})
+                 : "memory");
+  }
+}
+// As fence_gpu, of shared memory and within the cluster alone: it does not wait for stores to
+// global memory, as fence.acq_rel.cluster does.
+__device__ __forceinline__ void fence_cluster_shared() {
+#if __CUDA_ARCH__ >= 900
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 8)
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+#else
+  asm volatile("fence.acq_rel.cluster;" ::: "memory");
+#endif
+#endif
+}
+
+// ---- for measuring and for finding a hang (trace.cuh) ----
+
+// Between two looks at memory of the host, which take a microsecond each.
+constexpr int kSpinsPerLook = 1024;
+__device__ __forceinline__ int64_t clock() { return clock64(); }
+__device__ __forceinline__ void store_system(int64_t* to, int64_t value) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+__device__ __forceinline__ void trap() {
+  __threadfence_system();
+  __trap();
+}
+
 }  // namespace hw
 }  // namespace cuda
 }  // namespace fused_lstm

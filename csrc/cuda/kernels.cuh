@@ -18,22 +18,36 @@ namespace cuda {
 
 template <class Math>
 struct Variants {
-  static constexpr const auto& block = kBlockTensorCore;
-  static constexpr const auto& cluster = kClusterTensorCore;
-  static constexpr const auto& grid = kGridTensorCore;
+  static constexpr const auto& block_forward = kBlockTensorCore;
+  static constexpr const auto& block_backward = kBlockTensorCore;
+  static constexpr const auto& cluster_forward = kClusterForwardTensorCore;
+  static constexpr const auto& cluster_backward = kClusterBackwardTensorCore;
+  static constexpr const auto& grid_forward = kGridTensorCore;
+  static constexpr const auto& grid_backward = kGridTensorCore;
 };
 template <>
 struct Variants<Fp32> {
-  static constexpr const auto& block = kBlockFp32;
-  static constexpr const auto& cluster = kClusterFp32;
-  static constexpr const auto& grid = kGridFp32;
+  static constexpr const auto& block_forward = kBlockFp32;
+  static constexpr const auto& block_backward = kBlockFp32;
+  static constexpr const auto& cluster_forward = kClusterFp32;
+  static constexpr const auto& cluster_backward = kClusterFp32;
+  static constexpr const auto& grid_forward = kGridFp32;
+  static constexpr const auto& grid_backward = kGridFp32;
 };
 template <>
 struct Variants<Fp64> {
-  static constexpr const auto& block = kBlockFp64;
-  static constexpr const auto& cluster = kClusterFp64;
-  static constexpr const auto& grid = kGridFp64;
+  static constexpr const auto& block_forward = kBlockFp64;
+  static constexpr const auto& block_backward = kBlockBackwardFp64;
+  static constexpr const auto& cluster_forward = kClusterFp64;
+  static constexpr const auto& cluster_backward = kClusterFp64;
+  static constexpr const auto& grid_forward = kGridFp64;
+  static constexpr const auto& grid_backward = kGridFp64;
 };
+
+// The shape of variant number i of a table.
+template <const auto& kTable, size_t i>
+using ShapeOf =
+    SlicedShape<kTable[i].unit_tiles, kTable[i].unit_parts, kTable[i].reg_tiles, kTable[i].threads>;
 
 using ForwardKernel = void (*)(ForwardParams);
 using BackwardKernel = void (*)(BackwardParams);
@@ -56,20 +70,20 @@ template <class Math, bool kSave>
 ForwardKernel forward_kernel(const Loop& loop) {
   using V = Variants<Math>;
   if (loop.algorithm == Algorithm::block) {
-    return pick<std::size(V::block)>(loop.variant, [](auto i) -> ForwardKernel {
-      constexpr BlockVariant v = V::block[decltype(i)::value];
+    return pick<std::size(V::block_forward)>(loop.variant, [](auto i) -> ForwardKernel {
+      constexpr BlockVariant v = V::block_forward[decltype(i)::value];
       return &block_forward<Math, v.reg_tiles, v.max_threads, kSave>;
     });
   }
   if (loop.algorithm == Algorithm::cluster) {
-    return pick<std::size(V::cluster)>(loop.variant, [](auto i) -> ForwardKernel {
-      constexpr SlicedVariant v = V::cluster[decltype(i)::value];
-      return &sliced_forward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.threads, kSave>;
+    return pick<std::size(V::cluster_forward)>(loop.variant, [](auto i) -> ForwardKernel {
+      using Shape = ShapeOf<V::cluster_forward, decltype(i)::value>;
+      return &sliced_forward<Math, ClusterExchange, Shape, kSave>;
     });
   }
-  return pick<std::size(V::grid)>(loop.variant, [](auto i) -> ForwardKernel {
-    constexpr SlicedVariant v = V::grid[decltype(i)::value];
-    return &sliced_forward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.threads, kSave>;
+  return pick<std::size(V::grid_forward)>(loop.variant, [](auto i) -> ForwardKernel {
+    using Shape = ShapeOf<V::grid_forward, decltype(i)::value>;
+    return &sliced_forward<Math, GridExchange, Shape, kSave>;
   });
 }
 
@@ -77,20 +91,20 @@ template <class Math>
 BackwardKernel backward_kernel(const Loop& loop) {
   using V = Variants<Math>;
   if (loop.algorithm == Algorithm::block) {
-    return pick<std::size(V::block)>(loop.variant, [](auto i) -> BackwardKernel {
-      constexpr BlockVariant v = V::block[decltype(i)::value];
+    return pick<std::size(V::block_backward)>(loop.variant, [](auto i) -> BackwardKernel {
+      constexpr BlockVariant v = V::block_backward[decltype(i)::value];
       return &block_backward<Math, v.reg_tiles, v.max_threads>;
     });
   }
   if (loop.algorithm == Algorithm::cluster) {
-    return pick<std::size(V::cluster)>(loop.variant, [](auto i) -> BackwardKernel {
-      constexpr SlicedVariant v = V::cluster[decltype(i)::value];
-      return &sliced_backward<Math, ClusterExchange, v.unit_tiles, v.reg_tiles, v.threads>;
+    return pick<std::size(V::cluster_backward)>(loop.variant, [](auto i) -> BackwardKernel {
+      using Shape = ShapeOf<V::cluster_backward, decltype(i)::value>;
+      return &sliced_backward<Math, ClusterExchange, Shape>;
     });
   }
-  return pick<std::size(V::grid)>(loop.variant, [](auto i) -> BackwardKernel {
-    constexpr SlicedVariant v = V::grid[decltype(i)::value];
-    return &sliced_backward<Math, GridExchange, v.unit_tiles, v.reg_tiles, v.threads>;
+  return pick<std::size(V::grid_backward)>(loop.variant, [](auto i) -> BackwardKernel {
+    using Shape = ShapeOf<V::grid_backward, decltype(i)::value>;
+    return &sliced_backward<Math, GridExchange, Shape>;
   });
 }
 

@@ -41,53 +41,123 @@ struct LoopConfig {
   LoopConfig(const LoopConfig&) = delete;  // config points to attribute
 };
 
-// Of this launch, the blocks (plan B: clusters) that the device holds at once. Allows the kernel
-// all the shared memory there is: a smaller limit would be in the way of another thread's launch.
+// Of this launch, the blocks (plan B: clusters) that the device holds at once; 0 where it cannot
+// say. Allows the kernel all the shared memory there is: a smaller limit would be in the way of
+// another thread's launch.
 inline int64_t count_resident(const void* kernel, const Loop& loop, const LoopConfig& launch,
                               int device) {
-  const auto check = [](cudaError_t error) { check_launch(error, "a recurrent loop"); };
   int most_shared = 0, multiprocessors = 0, count = 0;
-  check(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared));
-  if (loop.algorithm == Algorithm::cluster) {
-    check(cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config));
-    return count;
+  const auto works = [](cudaError_t error) {
+    if (error != cudaSuccess) cudaGetLastError();  // not left behind for the next caller to find
+    return error == cudaSuccess;
+  };
+  if (!works(
+          cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) ||
+      !works(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared))) {
+    return 0;
   }
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, loop.threads,
-                                                      launch.config.dynamicSmemBytes));
-  return static_cast<int64_t>(count) * multiprocessors;
+  if (loop.algorithm == Algorithm::cluster) {
+    return works(cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config)) ? count : 0;
+  }
+  const bool known =
+      works(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) &&
+      works(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, loop.threads,
+                                                          launch.config.dynamicSmemBytes));
+  return known ? static_cast<int64_t>(count) * multiprocessors : 0;
 }
 
-// The same, asked once: the answer takes longer than a launch.
-inline int64_t resident(const void* kernel, const Loop& loop, const LoopConfig& launch) {
+// Whether this launch can become part of a CUDA graph: tried on a stream of its own, because a
+// launch that fails while a stream is captured spoils the whole capture.
+inline bool can_capture(const void* kernel, const LoopConfig& launch, void** arguments) {
+  cudaLaunchConfig_t config = launch.config;
+  cudaGraph_t graph = nullptr;
+  bool works = cudaStreamCreateWithFlags(&config.stream, cudaStreamNonBlocking) == cudaSuccess;
+  if (works) {
+    works = cudaStreamBeginCapture(config.stream, cudaStreamCaptureModeRelaxed) == cudaSuccess &&
+            cudaLaunchKernelExC(&config, kernel, arguments) == cudaSuccess;
+    works = cudaStreamEndCapture(config.stream, &graph) == cudaSuccess && works;
+    if (graph) cudaGraphDestroy(graph);
+    cudaStreamDestroy(config.stream);
+  }
+  cudaGetLastError();
+  return works;
+}
+
+// What was asked once, because the answer takes longer than a launch.
+struct Residency {
+  int64_t count = 0;
+  bool capturable = false, capture_asked = false;
+};
+
+// Asking is not part of what the caller captures: loading a kernel, say, must not spoil it.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+inline Residency residency(const void* kernel, const Loop& loop, const LoopConfig& launch,
+                           void** arguments, bool capturing) {
   int device = 0;
   check_launch(cudaGetDevice(&device), "a recurrent loop");
   static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int64_t, int, int>, int64_t> known;
+  static std::map<std::tuple<const void*, int, int64_t, int, int>, Residency> known;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto key = std::make_tuple(kernel, device, loop.shared_bytes, loop.threads, loop.cluster);
-  const auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  return known.emplace(key, count_resident(kernel, loop, launch, device)).first->second;
+  const RelaxedCapture relaxed;
+  auto found = known.find(key);
+  if (found == known.end()) {
+    found = known.emplace(key, Residency{count_resident(kernel, loop, launch, device)}).first;
+  }
+  Residency& answer = found->second;
+  if (capturing && !answer.capture_asked) {
+    answer.capturable = can_capture(kernel, launch, arguments);
+    answer.capture_asked = true;
+  }
+  return answer;
 }
 
-// True if the loop was launched, false if the device has no room or no permission for it.
-template <class Params>
-bool launch_loop(const void* kernel, const Loop& loop, const Params& params, int directions,
-                 Stream stream) {
-  const LoopConfig launch(loop, directions, stream);
-  const int64_t together = loop.algorithm == Algorithm::grid ? loop.blocks * directions : 1;
-  if (resident(kernel, loop, launch) < together) return false;
-  void* arguments[] = {const_cast<Params*>(&params)};
-  const cudaError_t error = cudaLaunchKernelExC(&launch.config, kernel, arguments);
-  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported ||
-      error == cudaErrorNotPermitted) {
-    cudaGetLastError();
+// Whether the stream is being captured. Throws where that capture has failed already.
+inline bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
+    cudaGetLastError();  // another stream is: what that means for this one the launch will say
     return false;
   }
+  if (status == cudaStreamCaptureStatusInvalidated) {
+    throw std::runtime_error(
+        "fused_lstm: the stream's CUDA graph capture was invalidated before this call");
+  }
+  return status == cudaStreamCaptureStatusActive;
+}
+
+// "" if the loop was launched, else why the device refuses it.
+template <class Params>
+std::string launch_loop(const void* kernel, const Loop& loop, const Params& params, int directions,
+                        Stream stream) {
+  const LoopConfig launch(loop, directions, stream);
+  void* arguments[] = {const_cast<Params*>(&params)};
+  const bool capturing = is_capturing(launch.config.stream);
+  const Residency room = residency(kernel, loop, launch, arguments, capturing);
+  const int64_t together = loop.algorithm == Algorithm::grid ? loop.blocks * directions : 1;
+  if (room.count < together) {
+    return "it needs " + std::to_string(together) + " at once, and " + std::to_string(room.count) +
+           " are resident";
+  }
+  if (capturing && !room.capturable) return "this launch cannot be captured into a CUDA graph";
+  const cudaError_t error = cudaLaunchKernelExC(&launch.config, kernel, arguments);
+  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorLaunchOutOfResources ||
+      error == cudaErrorNotSupported || error == cudaErrorNotPermitted) {
+    cudaGetLastError();
+    return cudaGetErrorString(error);
+  }
   check_launch(error, "a recurrent loop");
-  return true;
+  return "";
 }
 
 // ---- one arithmetic ----
@@ -121,16 +191,16 @@ void Launcher<Math>::gates_backward(const GateBackwardParams& params, int direct
 }
 
 template <class Math>
-bool Launcher<Math>::loop_forward(const Loop& loop, const ForwardParams& params, int directions,
-                                  bool save, Stream stream) {
+std::string Launcher<Math>::loop_forward(const Loop& loop, const ForwardParams& params,
+                                         int directions, bool save, Stream stream) {
   const ForwardKernel kernel =
       save ? forward_kernel<Math, true>(loop) : forward_kernel<Math, false>(loop);
   return launch_loop(reinterpret_cast<const void*>(kernel), loop, params, directions, stream);
 }
 
 template <class Math>
-bool Launcher<Math>::loop_backward(const Loop& loop, const BackwardParams& params, int directions,
-                                   Stream stream) {
+std::string Launcher<Math>::loop_backward(const Loop& loop, const BackwardParams& params,
+                                          int directions, Stream stream) {
   return launch_loop(reinterpret_cast<const void*>(backward_kernel<Math>(loop)), loop, params,
                      directions, stream);
 }

@@ -13,10 +13,10 @@ struct Launcher {
   static void gates_forward(const GateForwardParams& params, int directions, bool save,
                             Stream stream);
   static void gates_backward(const GateBackwardParams& params, int directions, Stream stream);
-  static bool loop_forward(const Loop& loop, const ForwardParams& params, int directions, bool save,
-                           Stream stream);
-  static bool loop_backward(const Loop& loop, const BackwardParams& params, int directions,
-                            Stream stream);
+  static std::string loop_forward(const Loop& loop, const ForwardParams& params, int directions,
+                                  bool save, Stream stream);
+  static std::string loop_backward(const Loop& loop, const BackwardParams& params, int directions,
+                                   Stream stream);
 };
 
 // Throws where `error` is one.

@@ -39,12 +39,13 @@ struct Steps {
 //
 // A unit tile is 8 hidden units with all four of their gates; a row tile is 16 batch rows. A block
 // owns `unit_tiles` unit tiles and the row tiles `group`, `group + groups`, ... of the batch. Each
-// of its `k_warps` warps sums its share of the k tiles of the recurrent product for all the
-// block's units; then the threads share out the 128 * unit_tiles cells of the row tile. Plan B: the
-// `slices` blocks of a group are one cluster.
+// of its `unit_parts * k_warps` warps sums its share of the k tiles of the recurrent product for
+// its part of the block's units; then the threads share out the 128 * unit_tiles cells of the row
+// tile. Plan B: the `slices` blocks of a group are one cluster.
 struct Slices {
   int32_t unit_tiles;  // unit tiles per block
-  int32_t k_warps;     // warps per block
+  int32_t unit_parts;  // into which the warps cut those unit tiles
+  int32_t k_warps;     // warps of a part: they share out its k tiles
   int32_t slices;      // blocks that together own all: ceil(sliced_unit_tiles() / unit_tiles)
   int32_t groups;      // how many groups of `slices` blocks share the row tiles
 };
@@ -76,6 +77,7 @@ struct ForwardParams {
   int64_t h0_stride;       // between rows of h0 and of c0
   int64_t y_stride;        // between rows of y: directions * H
   Slices slices;
+  int64_t* trace;  // see trace.cuh, or nullptr
   ForwardDirection direction[kMaxDirections];
 };
 
@@ -104,6 +106,7 @@ struct BackwardParams {
   int64_t grad_y_stride;      // between rows of grad_y
   int64_t grad_state_stride;  // between rows of grad_h_n and of grad_c_n
   Slices slices;
+  int64_t* trace;  // see trace.cuh, or nullptr
   BackwardDirection direction[kMaxDirections];
 };
 
@@ -181,17 +184,26 @@ FUSED_LSTM_HOST_DEVICE constexpr int64_t sliced_unit_tiles(int64_t hidden, int64
   return ceil_div(k_tile_count(hidden, element_size) * (kTileBytes / element_size), kUnitTile);
 }
 
-// Operands of one row tile that plans B and C keep, for as many epochs; see exchange.cuh.
-constexpr int kRing = 4;
+// Operands of one row tile that an exchange keeps, for as many epochs; exchange.cuh says why these
+// are enough. Plan C passes a fence of the whole GPU in every kGridFenceEvery-th step.
+constexpr int kClusterRing = 4;
+constexpr int kGridFenceEvery = 3;
+constexpr int kGridRing = 2 * kGridFenceEvery + 2;
 
 // Bytes of ForwardDirection::exchange (operands = 1: h) or BackwardDirection::exchange
-// (operands = 4: the gradients of four gates): [kRing, row tiles * 16, operands, k tiles * 32
+// (operands = 4: the gradients of four gates): [kGridRing, row tiles * 16, operands, k tiles * 32
 // bytes].
 FUSED_LSTM_HOST_DEVICE constexpr int64_t exchange_bytes(int64_t batch, int64_t hidden,
                                                         int64_t element_size, int operands) {
-  return kRing * row_tile_count(batch) * kRowTile * operands * k_tile_count(hidden, element_size) *
-         kTileBytes;
+  return kGridRing * row_tile_count(batch) * kRowTile * operands *
+         k_tile_count(hidden, element_size) * kTileBytes;
 }
+
+// ---- what a build with FUSED_LSTM_CUDA_TRACE writes, see trace.cuh ----
+
+constexpr int kTraceHead = 8;    // words before the stamps
+constexpr int kTraceStamps = 6;  // of a step
+constexpr int kTraceSteps = 256;
 
 }  // namespace cuda
 }  // namespace fused_lstm

@@ -1,7 +1,7 @@
 // Rows of packed input: where each step's rows begin, and the row that came before each row.
 //
 // The offsets reach the device as kernel parameters: no pinned memory, no copy that the host waits
-// for, and a captured CUDA graph replays them.
+// for, and a captured CUDA graph replays them. Steps with the same number of rows travel as one.
 #pragma once
 
 #include "hw.cuh"
@@ -12,10 +12,35 @@ namespace cuda {
 
 constexpr int kRowThreads = 256;
 
-// Launch: one block of kRowThreads threads.
+// to[t], for the steps of all segments. Launch: one block of kRowThreads threads.
 __global__ void __launch_bounds__(kRowThreads)
     write_offsets(const __grid_constant__ OffsetsParams p) {
-  for (int64_t i = hw::thread(); i < p.count; i += kRowThreads) p.to[i] = p.values[i];
+  for (int32_t t = p.segment[0].step + hw::thread(); t < p.end; t += kRowThreads) {
+    int low = 0, high = p.count;  // the last segment that begins no later than t
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (p.segment[middle].step <= t ? low : high) = middle;
+    }
+    const OffsetSegment& segment = p.segment[low];
+    p.to[t] = segment.offset + static_cast<int64_t>(t - segment.step) * segment.live;
+  }
+}
+
+// Calls launch(params) for as many segments at a time as one launch takes; `end` is the number of
+// offsets, one more than there are steps.
+template <class Launch>
+void for_offset_launches(const OffsetSegment* segments, int64_t count, int64_t end, int64_t* to,
+                         Launch launch) {
+  for (int64_t first = 0; first < count; first += kSegmentsPerLaunch) {
+    OffsetsParams params = {};
+    params.to = to;
+    params.count = static_cast<int32_t>(count - first < kSegmentsPerLaunch ? count - first
+                                                                           : kSegmentsPerLaunch);
+    const int64_t next = first + params.count;
+    params.end = next < count ? segments[next].step : static_cast<int32_t>(end);
+    for (int i = 0; i < params.count; ++i) params.segment[i] = segments[first + i];
+    launch(params);
+  }
 }
 
 // Blocks per step, so that a thread of the fullest step copies about 4 elements.

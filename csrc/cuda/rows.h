@@ -6,13 +6,22 @@
 namespace fused_lstm {
 namespace cuda {
 
+// The steps from `step` on, until the next segment, have `live` rows each; the first begins at row
+// `offset`.
+struct OffsetSegment {
+  int64_t offset;
+  int32_t step;
+  int32_t live;
+};
+
 // A kernel takes at most 4096 bytes of parameters on every toolkit and device.
-constexpr int kOffsetsPerLaunch = 480;
+constexpr int kSegmentsPerLaunch = 250;
 
 struct OffsetsParams {
-  int64_t count;  // at most kOffsetsPerLaunch
-  int64_t* to;    // [count] in device memory
-  int64_t values[kOffsetsPerLaunch];
+  int64_t* to;    // [.., end) in device memory
+  int32_t end;    // of the steps of the last segment
+  int32_t count;  // at most kSegmentsPerLaunch
+  OffsetSegment segment[kSegmentsPerLaunch];
 };
 static_assert(sizeof(OffsetsParams) <= 4096, "kernel parameters");
 

@@ -4,35 +4,54 @@
 // weights of its units in registers and shared memory for the whole sequence. A group of `slices`
 // blocks handles every `groups`-th row tile. For each step and row tile a block
 //   1. reads what the other blocks have stored (exchange.cuh) and multiplies: its warps share the
-//      k tiles, each for all units of the block,
-//   2. adds the warps' partial sums in a fixed order and finishes the cells, which its threads
-//      share out,
-//   3. stores its own units for the others.
+//      k tiles, and where kUnitParts > 1 the unit tiles,
+//   2. adds the warps' partial sums in a fixed order (partials.cuh) and finishes the cells, which
+//      its threads share out,
+//   3. stores its own units for the others, and asks for what comes next before it writes results.
 //
 // Launch: grid (slices * groups, directions), kThreads threads, SlicedLayout::bytes of shared
 // memory. Plan C: all blocks resident together. Plan B: clusters of `slices` blocks along x.
 #pragma once
 
 #include "exchange.cuh"
+#include "partials.cuh"
 #include "walk.cuh"
 
 namespace fused_lstm {
 namespace cuda {
 
-template <class Math, int kUnitTiles, int kRegTiles, int kThreads, bool kTransposed, bool kCluster>
+// One product: step `step` of the block's row tile number `local`.
+struct Turn {
+  int local;
+  int64_t step;
+  bool odd;  // of all products
+};
+
+// What a variant fixes at compile time; see variants.h.
+template <int kUnitTiles_, int kUnitParts_, int kRegTiles_, int kThreads_>
+struct SlicedShape {
+  static constexpr int kUnitTiles = kUnitTiles_, kUnitParts = kUnitParts_;
+  static constexpr int kRegTiles = kRegTiles_, kThreads = kThreads_;
+};
+
+template <class Math, class Shape, class Exchange, bool kTransposed>
 struct SlicedBlock {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
-  using Weights = WarpWeights<Math, kUnitTiles, kRegTiles, kTransposed>;
   static constexpr int kOperands = kTransposed ? kGates : 1;
-  static constexpr int kSums = kTransposed ? 1 : kGates;  // partial sums per cell
+  static constexpr int kThreads = Shape::kThreads, kUnitTiles = Shape::kUnitTiles;
+  static constexpr int kWarpTiles = kUnitTiles / Shape::kUnitParts;  // unit tiles of a warp
+  static constexpr int kWarps = kThreads / 32 / Shape::kUnitParts;   // that share out k
   static constexpr int kUnits = kUnitTiles * kUnitTile;
   static constexpr int kBlockCells = kRowTile * kUnits;
-  static constexpr int kWarps = kThreads / 32;
   // Cells of a thread: its unit in rows kThreads / kUnits apart. Whole warps have them or do not.
   static constexpr int kOwn = kBlockCells > kThreads ? kBlockCells / kThreads : 1;
-  static_assert(kThreads % 32 == 0 && kBlockCells % 32 == 0 && kThreads % kUnits == 0 &&
+  static_assert(kThreads % (32 * Shape::kUnitParts) == 0 && kUnitTiles % Shape::kUnitParts == 0);
+  static_assert(kBlockCells % 32 == 0 && kThreads % kUnits == 0 &&
                 (kBlockCells < kThreads || kBlockCells % kThreads == 0));
+  using Weights = WarpWeights<Math, kWarpTiles, Shape::kRegTiles, kTransposed>;
+  using Operands = PolledOperands<Math, typename Exchange::Load, kOperands>;
+  using Sums = PartialSums<Acc, kUnitTiles, kTransposed>;
 
   int64_t slice, group, groups, hidden;
   int row_tiles;    // of this block
@@ -44,15 +63,16 @@ struct SlicedBlock {
 
   // The exchange, set up next, has the barrier that must follow.
   __device__ __forceinline__ SlicedBlock(const Slices& slices, const Steps& steps, const T* w_hh,
-                                         int64_t stride, int64_t hidden_)
+                                         int64_t stride, int64_t hidden_, int64_t* trace)
       : slice(hw::block_x() % slices.slices),
         group(hw::block_x() / slices.slices),
         groups(slices.groups),
         hidden(hidden_),
         row_tiles(static_cast<int>(ceil_div(row_tile_count(steps.batch) - group, slices.groups))),
-        batch_(steps.batch) {
+        batch_(steps.batch),
+        trace_(trace) {
     const SlicedLayout layout(slices, hidden, steps.batch, sizeof(T), sizeof(Acc), kOperands,
-                              kRegTiles, kCluster);
+                              Shape::kRegTiles, Exchange::kCluster);
     char* shared = hw::shared_memory();
     partials_ = reinterpret_cast<Acc*>(shared + layout.partials);
     state_ = reinterpret_cast<Acc*>(shared + layout.state);
@@ -64,12 +84,12 @@ struct SlicedBlock {
     unit_valid = has_cells && unit < hidden;
 
     const int warp_k_tiles = static_cast<int>(layout.warp_k_tiles);
-    const int left = static_cast<int>(k_tile_count(hidden, sizeof(T))) - hw::warp() * warp_k_tiles;
-    weights.first = hw::warp() * warp_k_tiles;
+    const int left = static_cast<int>(k_tile_count(hidden, sizeof(T))) - k_warp() * warp_k_tiles;
+    weights.first = k_warp() * warp_k_tiles;
     weights.count = left < 0 ? 0 : left < warp_k_tiles ? left : warp_k_tiles;
-    weights.shared =
-        shared + hw::warp() * shared_k_tiles(warp_k_tiles, kRegTiles) * kUnitTiles * kBlockBytes;
-    weights.load(w_hh, stride, hidden, slice * kUnits);
+    weights.shared = shared + hw::warp() * shared_k_tiles(warp_k_tiles, Shape::kRegTiles) *
+                                  kWarpTiles * kBlockBytes;
+    weights.load(w_hh, stride, hidden, slice * kUnits + first_tile() * kUnitTile);
 
     for (int i = hw::thread(); i < row_tiles * kRowTile; i += hw::threads()) {
       lengths_[i] = row_length(steps, row0(i / kRowTile) + i % kRowTile);
@@ -80,6 +100,19 @@ struct SlicedBlock {
   __device__ __forceinline__ int64_t row0(int local) const { return row_tile(local) * kRowTile; }
   // Steps of the row tile: those of its first row, the longest.
   __device__ __forceinline__ int64_t steps(int local) const { return lengths_[local * kRowTile]; }
+
+  // ---- the order of products: all row tiles of a step, then the next step ----
+  //
+  // A row tile has `more` turns than steps. Lengths never grow from row to row, so the row tiles
+  // that have a step come first.
+
+  __device__ __forceinline__ bool has(const Turn& turn, int more) const {
+    return turn.local < row_tiles && turn.step < steps(turn.local) + more;
+  }
+  __device__ __forceinline__ Turn after(const Turn& turn, int more) const {
+    const Turn next{turn.local + 1, turn.step, !turn.odd};
+    return has(next, more) ? next : Turn{0, turn.step + 1, !turn.odd};
+  }
 
   // ---- cell i of this thread, i < kOwn ----
 
@@ -101,12 +134,41 @@ struct SlicedBlock {
   __device__ __forceinline__ Acc& state(int local, int i, int which) const {
     return state_[(local * 2 + which) * kBlockCells + hw::thread() + i * kThreads];
   }
-  // After step `step` has read its epoch: empties what was the epoch before.
-  template <class Exchange>
-  __device__ __forceinline__ void retire(const Exchange& exchange, int local, int64_t step) const {
+
+  // ---- one turn ----
+
+  // Asks for the operand of a turn. With several row tiles, its blocks have stored it a whole round
+  // ago; with one, just now.
+  __device__ __forceinline__ void ask(Operands& operands, const Exchange& exchange,
+                                      const Turn& turn) const {
+    const char* from = exchange.operand(row_tile(turn.local), turn.local, turn.step);
+    operands.begin(from + static_cast<int64_t>(weights.first) * kOperandBytes,
+                   exchange.gate_bytes(), weights.count, row_tiles > 1, Watch(trace_, turn.step));
+  }
+
+  // The whole block: recurrent product of one row tile; sums(turn, i) is then there for the cells.
+  // One barrier: the other half of the partial sums was read before the barrier of the last turn.
+  __device__ __forceinline__ void multiply(Operands& operands, const Exchange& exchange,
+                                           const Turn& turn) const {
+    stamp(trace_, turn.step, kBegun);
+    typename Weights::Sums sum = {};
+    weights.multiply(sum, operands);
+    stamp(trace_, turn.step, kMultiplied);
+    exchange.fence(turn.step);
+    stamp(trace_, turn.step, kFenced);
+    const Sums to = partials(turn);
+#pragma unroll
+    for (int u = 0; u < kWarpTiles; ++u) to.put(k_warp(), first_tile() + u, sum[u]);
+    hw::sync_block();
+  }
+  __device__ __forceinline__ typename Sums::Cell sums(const Turn& turn, int i) const {
+    return partials(turn).template get<kWarps>(cell_row(i), hw::thread() % kUnits);
+  }
+
+  // Empties what `turn` was the last to need.
+  __device__ __forceinline__ void retire(const Exchange& exchange, const Turn& turn) const {
     using Word = typename Exchange::Word;
-    exchange.retire(exchange.operand(row_tile(local), local, step + kRing - 1), [&](char* retired,
-                                                                                    auto empty) {
+    const auto own = [&](char* retired, auto empty) {
       if (!has_cells) return;
 #pragma unroll
       for (int i = 0; i < kOwn * kOperands; ++i) {
@@ -114,50 +176,21 @@ struct SlicedBlock {
         Word* word = own_word<Math, Word>(operand, cell_row(i % kOwn), unit, exchange.gate_bytes());
         if (word) empty(word);
       }
-    });
-  }
-
-  // The whole block: recurrent product of one row tile; sum(i, gate) is then there for the cells.
-  template <class Exchange>
-  __device__ __forceinline__ void multiply(const Exchange& exchange, const char* operand) const {
-    typename Weights::Sums sum = {};
-    weights.multiply(sum, operand, exchange.gate_bytes(), typename Exchange::Load());
-    hw::sync_block();  // the sums of the product before have been read
-    Acc* to = partials_ + hw::warp() * kUnitTiles * kSums * kCells;
-#pragma unroll
-    for (int u = 0; u < kUnitTiles; ++u) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        Acc* cell = to + u * kSums * kCells + cuda::cell_row(e) * kUnitTile + cell_unit(e);
-        if constexpr (kTransposed) {
-          Acc total = sum[u][0][e];
-#pragma unroll
-          for (int chain = 1; chain < Weights::kChains; ++chain) total += sum[u][chain][e];
-          *cell = total;
-        } else {
-#pragma unroll
-          for (int gate = 0; gate < kGates; ++gate) cell[gate * kCells] = sum[u][gate][e];
-        }
-      }
-    }
-    hw::sync_block();
-  }
-
-  __device__ __forceinline__ Acc sum(int i, int gate) const {
-    const int in_block = hw::thread() % kUnits;
-    const Acc* cell = partials_ + (in_block / kUnitTile * kSums + gate) * kCells +
-                      cell_row(i) * kUnitTile + in_block % kUnitTile;
-    Acc total = 0;
-#pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      total += cell[warp * kUnitTiles * kSums * kCells];
-    }
-    return total;
+    };
+    exchange.retire(row_tile(turn.local), turn.local, turn.step, own);
   }
 
  private:
+  __device__ __forceinline__ int k_warp() const { return hw::warp() % kWarps; }
+  // Of the unit tiles of this warp.
+  __device__ __forceinline__ int first_tile() const { return hw::warp() / kWarps * kWarpTiles; }
+  __device__ __forceinline__ Sums partials(const Turn& turn) const {
+    return Sums(partials_ + (turn.odd ? kWarps * kUnitTiles * Sums::kElements : 0));
+  }
+
   int64_t batch_;
-  Acc* partials_;     // [warp][unit tile][kSums][row][unit]
+  int64_t* trace_;
+  Acc* partials_;     // [2][k warp][unit tile] of PartialSums
   Acc* state_;        // [row tile][2][cell]
   int64_t* lengths_;  // [row tile][row]
 };

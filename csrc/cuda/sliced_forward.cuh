@@ -6,18 +6,19 @@
 namespace fused_lstm {
 namespace cuda {
 
-template <class Math, template <class, int> class Exchange, int kUnitTiles, int kRegTiles,
-          int kThreads, bool kSave>
-__global__ void __launch_bounds__(kThreads, 1)
+template <class Math, template <class, int> class Exchange, class Shape, bool kSave>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
     sliced_forward(const __grid_constant__ ForwardParams p) {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
   using H = Exchange<Math, 1>;
-  using Block = SlicedBlock<Math, kUnitTiles, kRegTiles, kThreads, false, H::kCluster>;
+  using Block = SlicedBlock<Math, Shape, H, false>;
   constexpr int kOwn = Block::kOwn;
   const ForwardDirection& d = p.direction[hw::block_y()];
-  const Block block(p.slices, p.steps, static_cast<const T*>(d.w_hh), p.w_hh_stride, p.hidden);
+  const Block block(p.slices, p.steps, static_cast<const T*>(d.w_hh), p.w_hh_stride, p.hidden,
+                    p.trace);
   const H exchange(d.exchange, block.shared_operand, p.slices, p.hidden, p.steps.batch);
+  typename Block::Operands operands;
   const int64_t unit = block.unit;
   const Gates<Acc> bias =
       block.unit_valid ? load_bias<Acc, T>(d.b_ih, d.b_hh, unit, p.hidden) : Gates<Acc>{};
@@ -43,50 +44,58 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
 
-  const int64_t longest = block.row_tiles > 0 ? block.steps(0) : 0;
-  for (int64_t step = 0; step < longest; ++step) {
-    for (int local = 0; local < block.row_tiles && step < block.steps(local); ++local) {
-      const int64_t t = d.reverse ? block.steps(local) - 1 - step : step;
-      const int64_t n0 = p.steps.offset(t) + block.row0(local);
-      bool live[kOwn];
-      // Loaded before the product: these do not depend on the other blocks.
-      Gates<Acc> x[kOwn], a[kOwn];
+  Turn turn{0, 0, false};
+  if (block.has(turn, 0)) block.ask(operands, exchange, turn);
+  while (block.has(turn, 0)) {
+    const int local = turn.local;
+    const int64_t t = d.reverse ? block.steps(local) - 1 - turn.step : turn.step;
+    const int64_t n0 = p.steps.offset(t) + block.row0(local);
+    bool live[kOwn];
+    // Loaded before the product: these do not depend on the other blocks.
+    Gates<Acc> x[kOwn], a[kOwn];
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        live[i] = block.valid(local, i) && t < block.length(local, i);
-        if (!live[i]) continue;
-        const int64_t n = n0 + block.cell_row(i);
-        x[i] = bias + load_gates<Acc>(
-                          static_cast<const T*>(d.gates_x) + n * p.gates_x_stride + unit, p.hidden);
-      }
+    for (int i = 0; i < kOwn; ++i) {
+      live[i] = block.valid(local, i) && t < block.length(local, i);
+      if (!live[i]) continue;
+      const int64_t n = n0 + block.cell_row(i);
+      x[i] = bias + load_gates<Acc>(static_cast<const T*>(d.gates_x) + n * p.gates_x_stride + unit,
+                                    p.hidden);
+    }
 
-      block.multiply(exchange, exchange.operand(block.row_tile(local), local, step));
-      T h[kOwn] = {};
+    block.multiply(operands, exchange, turn);
+    T h[kOwn] = {};
 #pragma unroll
-      for (int i = 0; i < kOwn && block.has_cells; ++i) {
-        if (live[i]) {
-          a[i] = activate<Math>(x[i].i + block.sum(i, 0), x[i].f + block.sum(i, 1),
-                                x[i].g + block.sum(i, 2), x[i].o + block.sum(i, 3));
-          const Acc c = cell_state(a[i], block.state(local, i, 0));
-          block.state(local, i, 0) = c;
-          block.state(local, i, 1) = to_acc(From<T>::acc(hidden_state(a[i], Math::tanh(c))));
-        }
-        if (block.valid(local, i)) h[i] = From<T>::acc(block.state(local, i, 1));
-        put_h(local, i, step + 1, h[i]);
+    for (int i = 0; i < kOwn && block.has_cells; ++i) {
+      if (live[i]) {
+        const auto z = block.sums(turn, i);
+        a[i] =
+            activate<Math>(x[i].i + z.at[0], x[i].f + z.at[1], x[i].g + z.at[2], x[i].o + z.at[3]);
+        const Acc c = cell_state(a[i], block.state(local, i, 0));
+        block.state(local, i, 0) = c;
+        block.state(local, i, 1) = to_acc(From<T>::acc(hidden_state(a[i], Math::tanh_rounded(c))));
       }
-      block.retire(exchange, local, step);
-      // Stored last: a fence waits for the stores before it.
+      if (block.valid(local, i)) h[i] = From<T>::acc(block.state(local, i, 1));
+      put_h(local, i, turn.step + 1, h[i]);
+    }
+    stamp(p.trace, turn.step, kSummed);
+    block.retire(exchange, turn);
+    stamp(p.trace, turn.step, kStored);
+
+    const Turn next = block.after(turn, 0);
+    if (block.has(next, 0)) block.ask(operands, exchange, next);
+    // Stored last: nobody waits for these.
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        if (!live[i]) continue;
-        const int64_t n = n0 + block.cell_row(i);
-        static_cast<T*>(d.y)[n * p.y_stride + unit] = h[i];
-        if (kSave) {
-          store_gates(static_cast<T*>(d.gates) + n * p.gates_stride + unit, p.hidden, a[i]);
-          static_cast<Acc*>(d.c)[n * p.hidden + unit] = block.state(local, i, 0);
-        }
+    for (int i = 0; i < kOwn; ++i) {
+      if (!live[i]) continue;
+      const int64_t n = n0 + block.cell_row(i);
+      static_cast<T*>(d.y)[n * p.y_stride + unit] = h[i];
+      if (kSave) {
+        store_gates(static_cast<T*>(d.gates) + n * p.gates_stride + unit, p.hidden, a[i]);
+        static_cast<Acc*>(d.c)[n * p.hidden + unit] = block.state(local, i, 0);
       }
     }
+    stamp(p.trace, turn.step, kWritten);
+    turn = next;
   }
   exchange.finish();
 

@@ -18,22 +18,31 @@ constexpr BlockVariant kBlockTensorCore[] = {{256, 4}, {512, 2}, {640, 1}};
 // A k tile would take 64 registers; shared memory ends at 112 (float32) and 80 (float64) units.
 constexpr BlockVariant kBlockFp32[] = {{512, 0}};
 constexpr BlockVariant kBlockFp64[] = {{320, 0}};
+constexpr BlockVariant kBlockBackwardFp64[] = {{256, 0}};  // shared memory ends at 64 units
 
-// Plans B and C: 8 or 16 warps share the k tiles, each for all unit tiles of the block. The more
-// unit tiles, the fewer blocks read each h, and the longer each computes.
+// Plans B and C: 8 warps share the k tiles of the block's unit tiles. The more unit tiles, the
+// fewer blocks read each h, and the longer each computes. Where unit_parts > 1 the warps are that
+// many parts, each with the unit tiles of its own: it then reads the whole operand once more, and
+// there are as many times fewer partial sums. The operand of plan B lies in shared memory, and
+// forward is small beside the sums of four gates: of 4 unit tiles and H = 256 in bfloat16, 4 parts
+// take 512 wavefronts of 128 bytes a row tile, 1 part 1,088. Backward 4 parts would take 1,088, 1
+// part 512.
 struct SlicedVariant {
   int threads;
   int unit_tiles;
-  int reg_tiles;
+  int unit_parts;
+  int reg_tiles;  // k tiles of a warp in registers
 };
-// 8 blocks of 2 or 4 unit tiles: up to 128 and 256 hidden units.
-constexpr SlicedVariant kClusterTensorCore[] = {{256, 2, 2}, {512, 4, 0}};
-constexpr SlicedVariant kClusterFp32[] = {{256, 1, 0}, {256, 2, 0}};
-constexpr SlicedVariant kClusterFp64[] = {{256, 1, 0}, {256, 2, 0}};
-// 64 registers of weights, or 32 beside the 64 that hold the sums of 4 unit tiles.
-constexpr SlicedVariant kGridTensorCore[] = {{256, 1, 8}, {256, 2, 4}, {256, 4, 1}};
-constexpr SlicedVariant kGridFp32[] = {{256, 1, 0}, {256, 2, 0}};
-constexpr SlicedVariant kGridFp64[] = {{256, 1, 0}};
+// 8 blocks of 2 or 4 unit tiles: up to 128 and 256 hidden units, all weights of 16 bits in
+// registers.
+constexpr SlicedVariant kClusterForwardTensorCore[] = {{256, 2, 2, 4}, {256, 4, 4, 8}};
+constexpr SlicedVariant kClusterBackwardTensorCore[] = {{256, 2, 1, 2}, {256, 4, 1, 2}};
+constexpr SlicedVariant kClusterFp32[] = {{256, 1, 1, 0}, {256, 2, 1, 0}};
+constexpr SlicedVariant kClusterFp64[] = {{256, 1, 1, 0}, {256, 2, 1, 0}};
+// 64 registers of weights: k tiles of 8 registers per unit tile.
+constexpr SlicedVariant kGridTensorCore[] = {{256, 1, 1, 8}, {256, 2, 1, 4}, {256, 4, 1, 2}};
+constexpr SlicedVariant kGridFp32[] = {{256, 1, 1, 0}, {256, 2, 1, 0}};
+constexpr SlicedVariant kGridFp64[] = {{256, 1, 1, 0}};
 
 }  // namespace cuda
 }  // namespace fused_lstm

@@ -2,7 +2,8 @@
 //
 //   driver in=FILE out=FILE plan=gate_step|block|grid|cluster dtype=fp32|tf32|bf16|fp16|fp64
 //          T= B= H= reverse=0|1|01 [sizes=3,2,1] [bias=1] [state=1] [grad_y=1] [grad_state=1]
-//          [pad=] [reg_tiles=] [unit_tiles= groups=] seeds=0,1,2 [omit=SITE]
+//          [pad=] [reg_tiles=] [unit_tiles= unit_parts= threads= groups=] seeds=0,1,2 [omit=SITE]
+//          [no_release=1] [no_acquire=1]
 //   driver in=FILE out=FILE plan=activations dtype=...
 //
 // Writes the outputs as float64, and prints the synchronising calls reached, one a line; omit
@@ -30,6 +31,8 @@ int main(int argc, char** argv) {
   try {
     const driver::Options options(argc, argv);
     if (!options.text("omit").empty()) emulator::omitted = options.number("omit");
+    emulator::no_release = options.number("no_release") != 0;
+    emulator::no_acquire = options.number("no_acquire") != 0;
     driver::run_dtype(options);
     for (const emulator::Site& site : emulator::sites()) {
       std::cout << site.file << ":" << site.line << "\n";

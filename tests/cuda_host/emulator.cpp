@@ -1,10 +1,36 @@
 // The scheduler behind emulator.h: fibers, barriers, warp meetings.
 #include <sanitizer/common_interface_defs.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
 #include "scheduler.h"
+
+#ifdef EMULATOR_OWN_SWITCH
+asm(R"(
+.text
+.globl emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+.size emulator_switch, . - emulator_switch
+)");
+#endif
 
 namespace emulator {
 
@@ -21,7 +47,7 @@ std::vector<Site> seen_sites;
 void to_scheduler(Fiber* fiber) {
   __sanitizer_start_switch_fiber(fiber->done ? nullptr : &fiber->fake_stack,
                                  scheduler->stack_bottom, scheduler->stack_size);
-  swapcontext(&fiber->context, &scheduler->context);
+  switch_context(fiber->context, scheduler->context);
   __sanitizer_finish_switch_fiber(fiber->fake_stack, &scheduler->stack_bottom,
                                   &scheduler->stack_size);
 }
@@ -50,7 +76,7 @@ void fiber_main() {
 void run(Fiber* fiber) {
   scheduler->current = fiber;
   __sanitizer_start_switch_fiber(&scheduler->fake_stack, fiber->stack.get(), kStackBytes);
-  swapcontext(&scheduler->context, &fiber->context);
+  switch_context(scheduler->context, fiber->context);
   __sanitizer_finish_switch_fiber(scheduler->fake_stack, nullptr, nullptr);
 }
 
@@ -98,8 +124,10 @@ void build_blocks(Scheduler& s) {
   const Grid& grid = s.grid;
   s.blocks = std::vector<Block>(static_cast<size_t>(grid.x) * grid.y);
   s.clusters = std::vector<Cluster>(s.blocks.size() / grid.cluster);
+  const Known* nothing = &s.knowledge.emplace_back(std::min(s.blocks.size(), kMostBlocks));
   for (size_t b = 0; b < s.blocks.size(); ++b) {
     Block& block = s.blocks[b];
+    block.number = b;
     block.x = static_cast<int>(b) % grid.x;
     block.y = static_cast<int>(b) / grid.x;
     block.rank = block.x % grid.cluster;
@@ -118,11 +146,10 @@ void build_blocks(Scheduler& s) {
       Fiber& fiber = block.fibers[t];
       fiber.block = &block;
       fiber.index = t;
+      fiber.known = nothing;
+      fiber.loaded = *nothing;
       fiber.stack.reset(new char[kStackBytes]);
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      makecontext(&fiber.context, fiber_main, 0);
+      make_context(fiber.context, fiber.stack.get(), kStackBytes, fiber_main);
       make_runnable(&fiber);
     }
   }
@@ -196,6 +223,7 @@ static void meet(std::vector<Fiber*>& waiting, size_t count) {
   Fiber* fiber = scheduler->current;
   waiting.push_back(fiber);
   if (waiting.size() < count) return block_current();
+  share(waiting);
   for (Fiber* other : waiting) {
     if (other != fiber) make_runnable(other);
   }
@@ -203,6 +231,7 @@ static void meet(std::vector<Fiber*>& waiting, size_t count) {
 }
 
 int omitted = -1;
+bool no_release = false, no_acquire = false;
 
 const std::vector<Site>& sites() { return seen_sites; }
 
@@ -257,13 +286,38 @@ void sync_block(const char* file, int line) {
 void sync_cluster(const char* file, int line) {
   if (emulator::omit({file, line})) return;
   emulator::Cluster* cluster = scheduler->current->block->cluster;
-  emulator::deliver_all(scheduler->current);
+  emulator::fence(scheduler->current);
   emulator::meet(cluster->at_barrier, cluster->threads);
 }
 
 void fence_gpu(const char* file, int line) {
   if (emulator::omit({file, line})) return;
-  emulator::deliver_all(scheduler->current);
+  emulator::fence(scheduler->current);
+}
+
+void fence_cluster_shared(const char* file, int line) { fence_gpu(file, line); }
+
+int64_t clock() {
+  static int64_t ticks = 0;
+  return ++ticks;
+}
+
+// Lane (row, column / 2) has two neighbours of a row of 8.
+uint32_t transpose_16(uint32_t word) {
+  struct Arguments {
+    uint32_t word, result;
+  } arguments{word, 0};
+  emulator::meet_warp("transpose_16", &arguments, [](void* const* all) {
+    const auto of = [&](int lane) { return static_cast<Arguments*>(all[lane]); };
+    const auto element = [&](int row, int column) {
+      return of(row * 4 + column / 2)->word >> (column % 2 * 16) & 0xffff;
+    };
+    for (int lane = 0; lane < 32; ++lane) {
+      const int row = lane / 4, column = lane % 4 * 2;
+      of(lane)->result = element(column, row) | element(column + 1, row) << 16;
+    }
+  });
+  return arguments.result;
 }
 
 uint32_t shuffle_xor(uint32_t value, int lanes) {

@@ -4,12 +4,17 @@
 // collective, cluster barrier, polling); which one runs next depends on the seed. What hardware
 // leaves open is made to happen late on purpose:
 //   * shared memory starts as NaN bytes and is allocated to the byte;
-//   * store_gpu and store_cluster are kept in the thread's store buffer. They reach memory at a
-//   time
-//     and in an order that the seed chooses, perhaps only when nothing else can go on; a fence and
-//     sync_cluster send off what is in the buffer, and stores to one address keep their order.
-// A warp collective that not all 32 lanes of the warp call alike, a wait that nothing can end, and
-// a store to the shared memory of a block that has ended stop the run with an Error.
+//   * stores to other blocks are kept in the thread's store buffer. They reach memory at a time and
+//     in an order that the seed chooses, perhaps only when nothing else can go on; a fence and
+//     sync_cluster send off what is in the buffer, and stores to one address keep their order;
+//   * polled loads may be stale: they return any value that a word had, but none older than what
+//   the
+//     thread has loaded there before, and none older than what the memory model lets it know of.
+//     A thread learns of stores by a barrier, and by its fence after it has loaded what another
+//     thread stored after a fence of its own.
+// A warp collective that not all 32 lanes of the warp call alike, a wait that nothing can end, a
+// store to the shared memory of a block that has ended, two threads' stores to one word that are in
+// no order, and a polled load that is not of the size of the stores stop the run with an Error.
 //
 // Every synchronising function knows the source line that calls it, its site. One site can be left
 // out of a run, to see the tests fail.
@@ -64,11 +69,15 @@ struct Site {
   int line;
 };
 extern int omitted;
+// Halves of every fence that are left out.
+extern bool no_release, no_acquire;
 const std::vector<Site>& sites();
 // True if this call is to do nothing.
 bool omit(Site site);
 
+// memory.cpp: a store on its way to other blocks, and a polled load.
 void buffer_store(void* to, const void* from, size_t bytes, int line);
+void load_word(void* to, const void* from, size_t bytes);
 // Where `local` of this block's shared memory lies in that of block `rank` of its cluster.
 void* cluster_address(void* local, uint32_t rank);
 void check_aligned(const void* address, size_t bytes);
@@ -91,6 +100,7 @@ char* shared_memory();
 void sync_block(EMULATOR_SITE);
 void sync_warp(EMULATOR_SITE);
 void fence_gpu(EMULATOR_SITE);
+void fence_cluster_shared(EMULATOR_SITE);
 void sync_cluster(EMULATOR_SITE);
 #undef EMULATOR_SITE
 uint32_t cluster_rank();
@@ -142,6 +152,11 @@ inline Half to_half(float x) {
 inline float round_tf32(float x) {
   if (!std::isfinite(x)) return x;
   return float_of((bits_of(x) + 0x1000) & 0xffffe000);
+}
+// As far off as hardware may be, 2^-11 of the value, to either side.
+inline float tanh_approx(float x) {
+  const float error = bits_of(x) % 2 ? 1.0f / 2048 : -1.0f / 2048;
+  return std::tanh(x) * (1 + error);
 }
 inline float exp2(float x) { return std::exp2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
@@ -208,6 +223,7 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
 uint32_t shuffle_xor(uint32_t value, int lanes);
 // Lanes that are told to poll again sleep until some store has reached memory.
 bool any_lane(bool flag);
+uint32_t transpose_16(uint32_t word);
 
 // ---- between blocks ----
 
@@ -215,15 +231,35 @@ template <typename Word>
 void store_gpu(Word* to, Word value, int line = __builtin_LINE()) {
   emulator::buffer_store(to, &value, sizeof(Word), line);
 }
-inline void load_gpu_16(uint64_t (&to)[2], const void* from) {
+template <typename Word, int n>
+void load_gpu(Word (&to)[n], const void* from) {
   emulator::check_aligned(from, 16);
-  std::memcpy(to, from, 16);
+  for (int i = 0; i < n; ++i) {
+    emulator::load_word(&to[i], static_cast<const Word*>(from) + i, sizeof(Word));
+  }
 }
 template <typename Word>
 void store_cluster(Word* local, uint32_t rank, Word value, int line = __builtin_LINE()) {
   emulator::buffer_store(emulator::cluster_address(local, rank), &value, sizeof(Word), line);
 }
-inline void load_cluster_16(uint64_t (&to)[2], const void* from) { load_gpu_16(to, from); }
+template <typename Word, int n>
+void load_cluster(Word (&to)[n], const void* from) {
+  load_gpu(to, from);
+}
+template <typename Word>
+void empty_shared_16(void* at, int line = __builtin_LINE()) {
+  const Word empty = ~Word{0};
+  for (size_t i = 0; i < 16 / sizeof(Word); ++i) {
+    emulator::buffer_store(static_cast<Word*>(at) + i, &empty, sizeof(Word), line);
+  }
+}
+
+// ---- for measuring and for finding a hang ----
+
+constexpr int kSpinsPerLook = 1;
+int64_t clock();
+inline void store_system(int64_t* to, int64_t value) { *to = value; }
+inline void trap() { throw emulator::Error("trap"); }
 
 }  // namespace hw
 }  // namespace cuda

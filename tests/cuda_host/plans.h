@@ -213,25 +213,27 @@ void allocate_exchange(Case<Math>& c, int operands) {
   }
 }
 
-template <class Math, template <class, int> class Exchange, int kUnitTiles, int kRegTiles,
-          int kThreads>
+template <class Math, template <class, int> class Exchange, class Shape>
 void run_sliced_with(Case<Math>& c, const Options& options, uint64_t seed) {
   constexpr bool kCluster = Exchange<Math, 1>::kCluster;
   const int element = sizeof(typename Math::Element);
   Slices slices{};
-  slices.unit_tiles = kUnitTiles;
-  slices.k_warps = kThreads / 32;
-  slices.slices = static_cast<int>(ceil_div(sliced_unit_tiles(c.hidden, element), kUnitTiles));
+  slices.unit_tiles = Shape::kUnitTiles;
+  slices.unit_parts = Shape::kUnitParts;
+  slices.k_warps = Shape::kThreads / 32 / Shape::kUnitParts;
+  slices.slices =
+      static_cast<int>(ceil_div(sliced_unit_tiles(c.hidden, element), Shape::kUnitTiles));
   slices.groups = options.number("groups");
   const int acc = sizeof(typename Math::Acc);
   const auto shared = [&](int operands) {
-    return SlicedLayout(slices, c.hidden, c.batch, element, acc, operands, kRegTiles, kCluster)
+    return SlicedLayout(slices, c.hidden, c.batch, element, acc, operands, Shape::kRegTiles,
+                        kCluster)
         .bytes;
   };
   emulator::Grid grid;
   grid.x = slices.slices * slices.groups;
   grid.y = static_cast<int>(c.directions.size());
-  grid.threads = kThreads;
+  grid.threads = Shape::kThreads;
   grid.cluster = kCluster ? slices.slices : 1;
   grid.seed = seed;
 
@@ -240,41 +242,52 @@ void run_sliced_with(Case<Math>& c, const Options& options, uint64_t seed) {
   f.slices = slices;
   grid.shared = shared(1);
   if (!c.save) {
-    return emulator::launch(
-        grid, [&] { sliced_forward<Math, Exchange, kUnitTiles, kRegTiles, kThreads, false>(f); });
+    return emulator::launch(grid, [&] { sliced_forward<Math, Exchange, Shape, false>(f); });
   }
-  emulator::launch(
-      grid, [&] { sliced_forward<Math, Exchange, kUnitTiles, kRegTiles, kThreads, true>(f); });
+  emulator::launch(grid, [&] { sliced_forward<Math, Exchange, Shape, true>(f); });
   allocate_exchange(c, kGates);
   BackwardParams b = backward_params(c);
   b.slices = slices;
   grid.shared = shared(kGates);
-  emulator::launch(grid,
-                   [&] { sliced_backward<Math, Exchange, kUnitTiles, kRegTiles, kThreads>(b); });
+  emulator::launch(grid, [&] { sliced_backward<Math, Exchange, Shape>(b); });
 }
 
 template <class Math, template <class, int> class Exchange>
 void run_sliced(Case<Math>& c, const Options& options, uint64_t seed) {
   // Every arithmetic with one unit tile; the other shapes where they differ, to compile faster.
   constexpr bool kRegisters = Math::kTensorCore && !std::is_same_v<Math, Fp16>;
-  constexpr bool kMoreTiles = std::is_same_v<Math, Bf16> || std::is_same_v<Math, Fp32>;
   const int unit_tiles = options.number("unit_tiles"), reg_tiles = options.number("reg_tiles");
-  if (unit_tiles == 1 && reg_tiles == 0)
-    return run_sliced_with<Math, Exchange, 1, 0, 128>(c, options, seed);
+  const int threads = options.number("threads"), parts = std::max(1, options.number("unit_parts"));
+  const auto is = [&](int tiles, int unit_parts, int registers, int of_block) {
+    return unit_tiles == tiles && parts == unit_parts && reg_tiles == registers &&
+           (threads ? threads : 128) == of_block;
+  };
+  if (is(1, 1, 0, 128)) {
+    return run_sliced_with<Math, Exchange, SlicedShape<1, 1, 0, 128>>(c, options, seed);
+  }
   if constexpr (kRegisters) {
-    if (unit_tiles == 1) return run_sliced_with<Math, Exchange, 1, 2, 128>(c, options, seed);
+    if (is(1, 1, 2, 128)) {
+      return run_sliced_with<Math, Exchange, SlicedShape<1, 1, 2, 128>>(c, options, seed);
+    }
   }
-  if constexpr (kMoreTiles) {
-    constexpr int kRegTiles = Math::kTensorCore ? 1 : 0;
-    // A thread for each cell, for every second one, and more threads than cells.
-    if (unit_tiles == 2)
-      return run_sliced_with<Math, Exchange, 2, kRegTiles, 256>(c, options, seed);
-    if (unit_tiles == 4)
-      return run_sliced_with<Math, Exchange, 4, kRegTiles, 256>(c, options, seed);
-    if (unit_tiles == 1)
-      return run_sliced_with<Math, Exchange, 1, kRegTiles, 160>(c, options, seed);
+  // A thread for each cell, for every second one, and more threads than cells.
+  if constexpr (std::is_same_v<Math, Bf16>) {
+    if (is(2, 1, 1, 256)) {
+      return run_sliced_with<Math, Exchange, SlicedShape<2, 1, 1, 256>>(c, options, seed);
+    }
+    if (is(4, 2, 1, 256)) {
+      return run_sliced_with<Math, Exchange, SlicedShape<4, 2, 1, 256>>(c, options, seed);
+    }
   }
-  throw std::runtime_error("not compiled: unit_tiles, reg_tiles");
+  if constexpr (std::is_same_v<Math, Fp32>) {
+    if (is(4, 1, 0, 256)) {
+      return run_sliced_with<Math, Exchange, SlicedShape<4, 1, 0, 256>>(c, options, seed);
+    }
+    if (is(1, 1, 0, 160)) {
+      return run_sliced_with<Math, Exchange, SlicedShape<1, 1, 0, 160>>(c, options, seed);
+    }
+  }
+  throw std::runtime_error("not compiled: this shape of a block");
 }
 
 }  // namespace driver

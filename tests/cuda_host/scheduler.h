@@ -1,35 +1,68 @@
 // What the emulator knows while a grid runs; for its own sources only.
 #pragma once
 
-#include <ucontext.h>
-
+#include <deque>
 #include <exception>
 #include <memory>
 #include <random>
+#include <unordered_map>
 
+#include "context.h"
 #include "hw.cuh"
 
 namespace emulator {
 
 constexpr size_t kStackBytes = 64 * 1024;
 
+// Of each block of the grid, the time up to which its stores are known. Blocks, not threads: what
+// one of its threads makes known counts for all that the block had stored by then.
+using Known = std::vector<uint64_t>;
+
+struct Fiber;
+struct Block;
+
 struct Store {
   void* to;
   size_t bytes;
   bool slow;
-  unsigned char data[8];
+  uint64_t data;
+  const Known* known;     // to the thread that stores
+  const Known* released;  // by its last fence: whoever loads this, and then fences, knows as much
 };
 
-struct Block;
+// A value that a word had.
+struct Version {
+  uint64_t data;
+  const Fiber* writer;  // nullptr: nobody, since before the launch
+  uint64_t time;        // when it reached memory
+  const Known* released;
+  uint64_t loaded_by;  // bit b: a thread of block b has
+};
+constexpr int kVersions = 4;        // of a word that are kept
+constexpr size_t kMostBlocks = 64;  // of a grid in which blocks share words
+
+// A word to which other blocks store: its latest values, the newest last.
+struct Word {
+  int bytes, count;  // count 0: none has been stored here
+  Version versions[kVersions];
+};
+constexpr uintptr_t kPageBytes = 1024;
+struct Page {
+  Word words[kPageBytes / 4];
+};
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack;
   void* fake_stack = nullptr;
   Block* block = nullptr;
   int index = 0;  // thread of its block
   bool done = false;
-  std::vector<Store> stores;  // on their way to memory
+  std::vector<Store> stores;     // on their way to memory
+  uint64_t stored = 0;           // time of the last that arrived
+  const Known* known = nullptr;  // as of Store
+  const Known* released = nullptr;
+  Known loaded;  // what its next fence adds to what it knows
 };
 
 struct Meeting {  // one warp's collective
@@ -45,6 +78,7 @@ struct Cluster {
 
 struct Block {
   int x = 0, y = 0, rank = 0;
+  size_t number = 0;  // of the grid
   Cluster* cluster = nullptr;
   std::vector<Block*> peers;  // blocks of the cluster by rank
   char* shared = nullptr;
@@ -68,14 +102,17 @@ struct Scheduler {
   std::vector<Fiber*> pollers;
   std::vector<Fiber*> storing;   // fibers with stores on their way
   std::vector<int> store_lines;  // of the source, in the order in which they were reached
-  int wakes = 0;                 // of all pollers, since a store was delivered
+  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;  // of words, by address
+  std::deque<Known> knowledge;                                 // what known and released point to
+  uint64_t time = 0;                                           // stores that have arrived
+  int wakes = 0;  // of all pollers, since a store was delivered
   std::vector<uint64_t> priority;
   std::mt19937_64 random;
   Policy policy = Policy::kUniform;
   Delivery delivery = Delivery::kSoon;
   bool newest_first = false;
   size_t last_block = 0;
-  ucontext_t context;
+  Context context;
   void* fake_stack = nullptr;
   const void* stack_bottom = nullptr;
   size_t stack_size = 0;
@@ -87,12 +124,14 @@ extern Scheduler* scheduler;
 
 void make_runnable(Fiber* fiber);
 
-// ---- stores.cpp ----
+// ---- memory.cpp ----
 
 // What memory does by itself between two turns of threads.
 void deliver_some();
-// Every store of one thread, in order.
-void deliver_all(Fiber* fiber);
+// A fence of one thread: every store in order, and it knows what it has loaded.
+void fence(Fiber* fiber);
+// A barrier: all of them know what one of them does.
+void share(const std::vector<Fiber*>& fibers);
 // With no thread left to run: true if something has changed since they all went to sleep.
 bool wake_any();
 
