@@ -3,6 +3,7 @@
 Environment:
     FUSED_LSTM_CUDA=auto|0|1   compile csrc/cuda: where possible (default), never, or else fail
     FUSED_LSTM_SANITIZE=1      address and undefined-behaviour sanitizers (`make sanitize`)
+    FUSED_LSTM_CUDA_TRACE=1    kernels with clocks and a watchdog in them (csrc/cuda/trace.cuh)
     TORCH_CUDA_ARCH_LIST       CUDA architectures, as for every torch extension
     MAX_JOBS                   compilers run at once; by default as cores and memory allow
     CXX, CUDA_HOME             which compiler, which CUDA toolkit
@@ -291,6 +292,8 @@ def build_extension() -> dict:
     macros = [(f"FUSED_LSTM_{name}", f'"{value}"') for name, value in facts.items()]
     if reason is None:
         macros.append(("FUSED_LSTM_WITH_CUDA", "1"))
+        if switch("FUSED_LSTM_CUDA_TRACE", "0", ("0", "1")) == "1":
+            macros.append(("FUSED_LSTM_CUDA_TRACE", "1"))
     extension = make_extension(
         "fused_lstm._C",
         files,

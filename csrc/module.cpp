@@ -6,14 +6,7 @@
 #include "cpu/bindings.h"
 #include "cpu/kernels.h"
 #include "cpu/team.h"
-#include "cuda/device.h"
-#include "cuda/plan.h"
-
-#ifdef FUSED_LSTM_WITH_CUDA
-#include <ATen/Context.h>
-
-#include "cuda/layer/runtime.h"
-#endif
+#include "cuda/bindings.h"
 
 #ifndef FUSED_LSTM_CUDA_VERSION
 #define FUSED_LSTM_CUDA_VERSION ""
@@ -38,26 +31,14 @@ py::dict build_info() {
   info["cuda"] = FUSED_LSTM_CUDA_VERSION;
   info["cuda_archs"] = FUSED_LSTM_CUDA_ARCHS;
   info["cuda_reason"] = FUSED_LSTM_CUDA_REASON;
+#if defined(FUSED_LSTM_CUDA_TRACE)
+  info["cuda_trace"] = true;
+#else
+  info["cuda_trace"] = false;
+#endif
   info["openmp"] = cpu::has_thread_pool();
   info["compiled_isas"] = cpu::compiled_isas();
   return info;
-}
-
-// "cuda" is the current device, under PyTorch's own setting for TF32.
-cuda::Plan cuda_plan(const LstmProblem& problem, const std::string& device, bool allow_tf32) {
-#ifdef FUSED_LSTM_WITH_CUDA
-  if (device == "cuda") {
-    return cuda::plan(problem, cuda::current_device_limits(),
-                      at::globalContext().allowTF32CuDNN(at::Float32Op::RNN));
-  }
-#endif
-  return cuda::plan(problem, cuda::known_device(device), allow_tf32);
-}
-
-py::dict cuda_facts(const LstmProblem& problem, const cuda::Plan& plan) {
-  py::dict facts;
-  for (const auto& [name, value] : cuda::facts(problem, plan)) facts[name.c_str()] = value;
-  return facts;
 }
 
 // The plan of one layer: on "cpu", or on a CUDA architecture such as "cuda:sm_90".
@@ -79,7 +60,7 @@ py::dict plan(int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_s
   problem.save = training;
   problem.packed = walked.packed();
   if (device == "cpu") return cpu::plan_facts(problem, walked, threads, machine, request);
-  return cuda_facts(problem, cuda_plan(problem, device, allow_tf32));
+  return cuda::plan_facts(problem, device, allow_tf32, request);
 }
 
 }  // namespace
@@ -95,4 +76,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("threads") = 0, py::arg("training") = false,
         py::arg("batch_sizes") = std::vector<int64_t>{}, py::arg("allow_tf32") = false,
         py::arg("machine") = py::dict(), py::arg("request") = "");
+  cuda::bind(m);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -108,7 +109,9 @@ def check_fits(
     assert cells % one["threads"] == 0 or cells < one["threads"], "threads with unlike work"
     assert 1 <= one["groups"] <= row_tiles, "a group without rows"
     assert one["blocks"] == one["slices"] * one["groups"]
-    in_registers = one["reg_tiles"] * one["threads"] // 32 * one["unit_tiles"] * 1024
+    assert one["unit_tiles"] % one["unit_parts"] == 0
+    warp_tiles = one["unit_tiles"] // one["unit_parts"]
+    in_registers = one["reg_tiles"] * one["threads"] // 32 * warp_tiles * 1024
     assert one["shared_bytes"] + in_registers >= one["unit_tiles"] * weights_per_unit_tile
     if one["algorithm"] == "cluster":
         assert one["cluster"] == one["slices"] <= limits.cluster
@@ -199,3 +202,100 @@ def test_the_device_present(plan):
     facts = plan("cuda")
     if limits is not None:
         check_fits(facts, limits, "bf16", 512, 16, 1)
+
+
+def test_the_gpu_tests_ask_for_what_fits(plan):
+    """A size that an H100 does not take would make those tests fail for nothing."""
+    from test_cuda_gpu import sizes
+
+    names = {dtype: name for name, (dtype, *_) in ARITHMETICS.items() if name != "tf32"}
+    for algorithm, dtype, hidden in sizes():
+        facts = plan(arithmetic=names[dtype], hidden=hidden, batch=19, algorithm=algorithm)
+        for one in passes(facts):
+            assert one["algorithm"] == algorithm, f"{dtype} H={hidden}: {one['unmet']}"
+            assert "unmet" not in one
+    for algorithm, hidden in (("block", 128), ("cluster", 256), ("grid", 500)):
+        for directions in (1, 2):
+            facts = plan(hidden=hidden, batch=70, directions=directions, algorithm=algorithm)
+            assert {one["algorithm"] for one in passes(facts)} == {algorithm}
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp16"])
+def test_a_cluster_holds_256_hidden_units_of_16_bits(plan, arithmetic):
+    for hidden in range(233, 257):
+        for batch in (1, 16, 64):
+            facts = plan(arithmetic=arithmetic, hidden=hidden, batch=batch, algorithm="cluster")
+            for one in passes(facts):
+                assert one["algorithm"] == "cluster"
+                check_fits(one, DEVICES["cuda:sm_90"], arithmetic, hidden, batch, 1)
+
+
+def test_a_request_for_unit_tiles_and_groups(plan):
+    for unit_tiles in (1, 2, 4):
+        for groups in (1, 2, 4):
+            request = f"grid,unit_tiles={unit_tiles},groups={groups}"
+            facts = plan(hidden=256, batch=64, algorithm=request)
+            for one in passes(facts):
+                assert (one["algorithm"], one["unit_tiles"], one["groups"]) == (
+                    "grid", unit_tiles, groups,
+                )  # fmt: skip
+    facts = plan(hidden=128, batch=64, algorithm="cluster,groups=2")
+    assert [(one["algorithm"], one["groups"]) for one in passes(facts)] == [("cluster", 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"hidden": 512, "algorithm": "block"}, "64 KiB|threads"),
+        ({"hidden": 512, "algorithm": "cluster"}, "a cluster has 8"),
+        ({"hidden": 4096, "algorithm": "grid"}, "blocks at once|shared memory"),
+        ({"hidden": 64, "algorithm": "grid,unit_tiles=3"}, "no variant"),
+        ({"hidden": 64, "algorithm": "grid,groups=7"}, "no variant"),
+        ({"hidden": 64, "proj_size": 8, "algorithm": "grid"}, "projection"),
+        ({"hidden": 64, "device": "cuda:sm_80", "algorithm": "cluster"}, "no thread-block"),
+    ],
+    ids=str,
+)
+def test_what_was_asked_for_and_cannot_run(plan, options, reason):
+    for one in passes(plan(**options)):
+        assert one["algorithm"] == "steps"
+        assert re.search(reason, one["unmet"]), one["unmet"]
+        assert "cannot run" in one["why"]
+
+
+@pytest.mark.parametrize(
+    "text", ["gird", "block,groups=1", "grid,groups=0", "grid,unit_tiles", "grid,groups=-1"]
+)
+def test_a_request_that_is_none(plan, text):
+    with pytest.raises(ValueError, match="expected block, cluster, grid or steps"):
+        plan(algorithm=text)
+
+
+def test_a_second_wave_of_clusters_is_charged(plan):
+    """15 clusters of 8 blocks are resident on an H100; the others begin when those have ended."""
+    request = "cluster,unit_tiles=2,groups={}"
+    one, two = (
+        plan(hidden=128, batch=16 * tiles, algorithm=request.format(tiles))["step_us"]
+        for tiles in (15, 16)
+    )
+    assert two > 1.9 * one
+
+
+def test_hops_of_row_tiles_overlap(plan):
+    """While the h of one row tile travels, the block computes another one."""
+    request = "grid,unit_tiles=2,groups=1"
+    one, two = (
+        plan(hidden=512, batch=16 * tiles, algorithm=request)["step_us"] for tiles in (1, 2)
+    )
+    assert two < 1.6 * one
+
+
+def test_the_cost_table_can_be_replaced(plan, extension):
+    before = extension.cuda_latencies()
+    estimate = plan(algorithm="grid")["step_us"]
+    try:
+        extension.cuda_set_latencies({**before, "l2_hop_us": before["l2_hop_us"] + 1})
+        assert plan(algorithm="grid")["step_us"] == pytest.approx(estimate + 1)
+    finally:
+        extension.cuda_set_latencies(before)
+    assert plan(algorithm="grid")["step_us"] == estimate

@@ -66,9 +66,31 @@ const Rates& rates_of(const DeviceLimits& device) {
   return *best;
 }
 
-const Latencies& latencies() {
-  static const Latencies values;
-  return values;
+namespace {
+Latencies current_latencies;
+}
+
+const Latencies& latencies() { return current_latencies; }
+void set_latencies(const Latencies& values) { current_latencies = values; }
+
+const std::vector<std::pair<const char*, double Latencies::*>>& latency_names() {
+  using L = Latencies;
+  static const std::vector<std::pair<const char*, double L::*>> names = {
+      {"block_barrier_us", &L::block_barrier_us},
+      {"cell_us", &L::cell_us},
+      {"cluster_hop_us", &L::cluster_hop_us},
+      {"l2_hop_us", &L::l2_hop_us},
+      {"fence_us", &L::fence_us},
+      {"kernel_us", &L::kernel_us},
+      {"host_kernel_us", &L::host_kernel_us},
+      {"loop_launch_us", &L::loop_launch_us},
+      {"cell_instructions", &L::cell_instructions},
+      {"fast_cell_instructions", &L::fast_cell_instructions},
+      {"shared_bytes_per_cycle", &L::shared_bytes_per_cycle},
+      {"l2_bytes_per_cycle", &L::l2_bytes_per_cycle},
+      {"cluster_bytes_per_cycle", &L::cluster_bytes_per_cycle},
+  };
+  return names;
 }
 
 namespace {
@@ -81,29 +103,42 @@ struct RowTileWork {
   RowTileWork(const LstmProblem& problem, Arithmetic arithmetic, const Loop& loop, int operands) {
     const int element = element_size(arithmetic);
     const bool block = loop.algorithm == Algorithm::block;
+    const bool cluster = loop.algorithm == Algorithm::cluster;
     const double k_tiles = static_cast<double>(k_tile_count(problem.hidden_size, element));
     const double unit_tiles =
         block ? static_cast<double>(unit_tile_count(problem.hidden_size)) : loop.slices.unit_tiles;
-    const double warps = block ? 1 : loop.slices.k_warps;
+    const double k_warps = block ? 1 : loop.slices.k_warps;
     const double operand = k_tiles * operands * kOperandTileBytes;
     cells = unit_tiles * kCells;
     fma = cells * kGates * k_tiles * kTileBytes / element;
-    // In plan A every warp reads the operand; in B and C the warps share it out and then add up
-    // what each has.
-    const double sums = block ? 0 : warps * cells * (operands == 1 ? kGates : 1);
-    shared_bytes = unit_tiles * std::max(0.0, k_tiles - warps * loop.reg_tiles) * kBlockBytes +
-                   operand * (block ? unit_tiles : 1) + 2 * sums * accumulator_size(arithmetic);
+    // In plan A every warp reads the operand, in B every part of the units; in B and C the warps
+    // write down the sums of their k tiles and read those of all.
+    const double operand_reads = block ? unit_tiles : cluster ? loop.slices.unit_parts : 0;
+    const double sums = block ? 0 : k_warps * cells * (operands == 1 ? kGates : 1);
+    shared_bytes = unit_tiles * std::max(0.0, k_tiles - k_warps * loop.reg_tiles) * kBlockBytes +
+                   operand * operand_reads + 2 * sums * accumulator_size(arithmetic);
     l2_bytes = loop.algorithm == Algorithm::grid ? operand : 0;
-    cluster_bytes =
-        loop.algorithm == Algorithm::cluster ? cells * operands * element * loop.cluster : 0;
+    cluster_bytes = cluster ? cells * operands * element * loop.cluster : 0;
   }
 };
 
 double hop_us(Algorithm algorithm) {
   const Latencies& latency = latencies();
-  if (algorithm == Algorithm::block) return latency.block_barrier_us;
-  return 2 * latency.block_barrier_us +
-         (algorithm == Algorithm::cluster ? latency.cluster_hop_us : latency.l2_hop_us);
+  if (algorithm == Algorithm::block) return 0;
+  return algorithm == Algorithm::cluster ? latency.cluster_hop_us : latency.l2_hop_us;
+}
+
+// Blocks, or whole clusters, that are not resident with the first ones wait until those have ended.
+double waves(const LstmProblem& problem, const DeviceLimits& device, const Loop& loop) {
+  const int64_t blocks = loop.blocks * problem.directions;
+  if (loop.algorithm == Algorithm::cluster) {
+    return static_cast<double>(ceil_div(
+        blocks / loop.cluster, std::max<int64_t>(1, resident_clusters(device, loop.cluster))));
+  }
+  const int64_t resident =
+      device.multiprocessors * static_cast<int64_t>(resident_blocks(
+                                   device, loop.threads, loop.registers, loop.shared_bytes));
+  return static_cast<double>(ceil_div(blocks, std::max<int64_t>(1, resident)));
 }
 
 }  // namespace
@@ -113,7 +148,8 @@ double loop_step_us(const LstmProblem& problem, Arithmetic arithmetic, const Dev
   const Rates& rates = rates_of(device);
   const Latencies& latency = latencies();
   const RowTileWork work(problem, arithmetic, loop, operands);
-  const double blocks = static_cast<double>(loop.blocks * problem.directions);
+  const double at_once = waves(problem, device, loop);
+  const double blocks = static_cast<double>(loop.blocks * problem.directions) / at_once;
   // Blocks that share an SM share what it can do.
   const double per_sm = std::max(1.0, blocks / device.multiprocessors);
   const double product =
@@ -127,15 +163,17 @@ double loop_step_us(const LstmProblem& problem, Arithmetic arithmetic, const Dev
   const double instructions =
       tensor_core(arithmetic) ? latency.fast_cell_instructions : latency.cell_instructions;
   const double cells = us_of_cycles(work.cells * instructions / rates.fp32_fma, rates);
-  // The row tiles of a block follow each other, each with all its waiting.
   const bool block = loop.algorithm == Algorithm::block;
+  const double fence = loop.algorithm == Algorithm::grid ? latency.fence_us / kGridFenceEvery : 0;
+  // The row tiles of a block follow each other; the hop of one passes while the others compute.
+  const double turn =
+      (product + gather + cells) * per_sm + latency.block_barrier_us + latency.cell_us + fence;
   const double row_tiles = block ? 1
                                  : static_cast<double>(ceil_div(row_tile_count(problem.batch),
                                                                 std::max(loop.slices.groups, 1)));
-  const double latencies_us = hop_us(loop.algorithm) + latency.cell_us;
-  return std::max(
-      row_tiles * ((product + gather + cells) * per_sm + latencies_us),
-      us_of_bytes(step_bytes(problem, arithmetic, rows_per_step(problem)), rates.memory_gb_per_s));
+  const double traffic =
+      us_of_bytes(step_bytes(problem, arithmetic, rows_per_step(problem)), rates.memory_gb_per_s);
+  return std::max(at_once * std::max(row_tiles * turn, turn + hop_us(loop.algorithm)), traffic);
 }
 
 double loop_start_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device,
@@ -146,8 +184,7 @@ double loop_start_us(const LstmProblem& problem, Arithmetic arithmetic, const De
                             : static_cast<double>(loop.slices.groups);
   return latencies().loop_launch_us +
          us_of_bytes(copies * problem.directions * weight_bytes(problem, arithmetic),
-                     rates.l2_gb_per_s) +
-         us_of_bytes(static_cast<double>(loop.shared_bytes), 1000);
+                     rates.l2_gb_per_s);
 }
 
 double gemm_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device) {
@@ -167,8 +204,11 @@ double gemm_step_us(const LstmProblem& problem, Arithmetic arithmetic, const Dev
   // With a projection one more, and packed a copy of what it gives.
   const double products = problem.proj_size == 0 ? 1 : problem.packed ? 3 : 2;
   const double kernels = 1 + problem.directions * products;
-  return kernels * latencies().kernel_us + std::max(compute, read) +
-         us_of_bytes(bytes, rates.memory_gb_per_s) + us_of_bytes(bytes, rates.l2_gb_per_s);
+  const double on_device = kernels * latencies().kernel_us + std::max(compute, read) +
+                           us_of_bytes(bytes, rates.memory_gb_per_s) +
+                           us_of_bytes(bytes, rates.l2_gb_per_s);
+  // Without a captured graph, whichever is slower.
+  return std::max(on_device, kernels * latencies().host_kernel_us);
 }
 
 double floor_step_us(const LstmProblem& problem, Arithmetic arithmetic,
@@ -190,7 +230,7 @@ double floor_step_us(const LstmProblem& problem, Arithmetic arithmetic,
   }
   const bool alone = weights / problem.directions <= on_sm;
   const double exchange = alone ? latencies().block_barrier_us : latencies().l2_hop_us;
-  return std::max({compute, traffic, read, exchange});
+  return std::max({compute + exchange, traffic, read});
 }
 
 }  // namespace fused_lstm::cuda

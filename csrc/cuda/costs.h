@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "cuda/device.h"
 #include "cuda/plan.h"
@@ -22,15 +24,16 @@ struct Rates {
   double l2_gb_per_s;
 };
 
-// Latencies and widths, the same for all: H100 figures. An SM-to-SM load takes 180 cycles, one from
-// L2 263; a hop is a store, and a load that finds it.
+// Latencies and widths, the same for all: published H100 figures and counts, not measured here.
 struct Latencies {
   double block_barrier_us = 0.05;  // __syncthreads
-  double cell_us = 0.30;           // load gates_x, activate, store: dependent instructions
-  double cluster_hop_us = 0.20;
-  double l2_hop_us = 0.30;
-  double kernel_us = 2.5;          // one more launch in a stream
-  double loop_launch_us = 10;      // cooperative launch, exchange emptied
+  double cell_us = 0.25;           // load gates_x, activate, store: dependent instructions
+  double cluster_hop_us = 0.20;    // a store to another SM, and a load of 180 cycles that finds it
+  double l2_hop_us = 0.65;         // the same through L2: an atomic hop
+  double fence_us = 0.25;          // MEMBAR with stores that are a hop old, and L1 emptied
+  double kernel_us = 2.5;          // one more launch in a stream, on the device
+  double host_kernel_us = 4.0;     // the same for the thread that issues it
+  double loop_launch_us = 10;      // cooperative launch, exchange emptied, weights fetched
   double cell_instructions = 150;  // of one cell: three sigmoids, two tanh
   double fast_cell_instructions = 60;
   double shared_bytes_per_cycle = 128;
@@ -40,6 +43,10 @@ struct Latencies {
 
 const Rates& rates_of(const DeviceLimits& device);
 const Latencies& latencies();
+// For a fit to measured times, and for tests: from now on, in the whole process.
+void set_latencies(const Latencies& values);
+// Every one with its name.
+const std::vector<std::pair<const char*, double Latencies::*>>& latency_names();
 
 // One step of a persistent loop; operands: 1 forward, 4 backward.
 double loop_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device,
@@ -51,8 +58,9 @@ double loop_start_us(const LstmProblem& problem, Arithmetic arithmetic, const De
 double gemm_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device);
 
 // What no forward step of this shape can go below on this device, whatever the algorithm: the
-// largest of arithmetic, traffic of what a step must read and write, W_hh where it fits nowhere on
-// the chip, and the exchange of h where W_hh does not fit into one SM.
+// largest of traffic of what a step must read and write, of W_hh where it fits nowhere on the chip,
+// and of arithmetic and the exchange of h, which follow each other; a block's barrier is enough
+// where W_hh fits into one SM.
 double floor_step_us(const LstmProblem& problem, Arithmetic arithmetic, const DeviceLimits& device);
 
 }  // namespace fused_lstm::cuda

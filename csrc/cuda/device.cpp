@@ -58,4 +58,8 @@ int resident_blocks(const DeviceLimits& device, int threads, int registers_per_t
   return static_cast<int>(blocks);
 }
 
+int64_t resident_clusters(const DeviceLimits& device, int64_t cluster) {
+  return cluster == 1 ? device.multiprocessors : device.multiprocessors * 15 / 16 / cluster;
+}
+
 }  // namespace fused_lstm::cuda

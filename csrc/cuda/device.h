@@ -33,4 +33,8 @@ std::vector<std::string> known_devices();
 int resident_blocks(const DeviceLimits& device, int threads, int registers_per_thread,
                     int64_t shared_bytes);
 
+// How many clusters of `cluster` blocks, each on an SM of its own, are resident at once: of all
+// SMs, whole clusters cover 15 of 16 (an H100's 132 hold 15 clusters of 8).
+int64_t resident_clusters(const DeviceLimits& device, int64_t cluster);
+
 }  // namespace fused_lstm::cuda

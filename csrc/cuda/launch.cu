@@ -1,7 +1,6 @@
 // From the plan's arithmetic to the launcher compiled for it.
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -49,29 +48,29 @@ void launch_gates_backward(Arithmetic arithmetic, const GateBackwardParams& para
                 [&](auto launcher) { launcher.gates_backward(params, directions, stream); });
 }
 
-bool launch_loop_forward(const Loop& loop, Arithmetic arithmetic, const ForwardParams& params,
-                         int directions, bool save, Stream stream) {
+std::string launch_loop_forward(const Loop& loop, Arithmetic arithmetic,
+                                const ForwardParams& params, int directions, bool save,
+                                Stream stream) {
   return with_launcher(arithmetic, [&](auto launcher) {
     return launcher.loop_forward(loop, params, directions, save, stream);
   });
 }
 
-bool launch_loop_backward(const Loop& loop, Arithmetic arithmetic, const BackwardParams& params,
-                          int directions, Stream stream) {
+std::string launch_loop_backward(const Loop& loop, Arithmetic arithmetic,
+                                 const BackwardParams& params, int directions, Stream stream) {
   return with_launcher(arithmetic, [&](auto launcher) {
     return launcher.loop_backward(loop, params, directions, stream);
   });
 }
 
-void launch_write_offsets(const int64_t* values, int64_t count, int64_t* to, Stream stream) {
-  for (int64_t first = 0; first < count; first += kOffsetsPerLaunch) {
-    OffsetsParams params = {};
-    params.count = std::min<int64_t>(kOffsetsPerLaunch, count - first);
-    params.to = to + first;
-    std::copy_n(values + first, params.count, params.values);
-    write_offsets<<<1, kRowThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
-    check_launch(cudaGetLastError(), "write_offsets");
-  }
+void launch_write_offsets(const std::vector<OffsetSegment>& segments, int64_t end, int64_t* to,
+                          Stream stream) {
+  for_offset_launches(
+      segments.data(), static_cast<int64_t>(segments.size()), end, to,
+      [&](const OffsetsParams& params) {
+        write_offsets<<<1, kRowThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+        check_launch(cudaGetLastError(), "write_offsets");
+      });
 }
 
 void launch_previous_rows(int element_size, PreviousRowsParams params, Stream stream) {

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "cuda/params.h"
 #include "cuda/plan.h"
@@ -20,15 +22,17 @@ void launch_gates_forward(Arithmetic arithmetic, const GateForwardParams& params
 void launch_gates_backward(Arithmetic arithmetic, const GateBackwardParams& params, int directions,
                            Stream stream);
 
-// Plans A, B, C: the whole recurrent loop. False, with nothing launched, where the device refuses
-// it (too few blocks resident at once, or no cooperative launch in this place): run plan D then.
-bool launch_loop_forward(const Loop& loop, Arithmetic arithmetic, const ForwardParams& params,
-                         int directions, bool save, Stream stream);
-bool launch_loop_backward(const Loop& loop, Arithmetic arithmetic, const BackwardParams& params,
-                          int directions, Stream stream);
+// Plans A, B, C: the whole recurrent loop. "", or with nothing launched why the device refuses it
+// (too few blocks resident at once, or no cooperative launch in this place): run plan D then.
+std::string launch_loop_forward(const Loop& loop, Arithmetic arithmetic,
+                                const ForwardParams& params, int directions, bool save,
+                                Stream stream);
+std::string launch_loop_backward(const Loop& loop, Arithmetic arithmetic,
+                                 const BackwardParams& params, int directions, Stream stream);
 
-// Packed input: values[0..count) to device memory.
-void launch_write_offsets(const int64_t* values, int64_t count, int64_t* to, Stream stream);
+// Packed input: `end` offsets, one more than there are steps, to device memory.
+void launch_write_offsets(const std::vector<OffsetSegment>& segments, int64_t end, int64_t* to,
+                          Stream stream);
 // E: bytes per element, 2, 4 or 8.
 void launch_previous_rows(int element_size, PreviousRowsParams params, Stream stream);
 

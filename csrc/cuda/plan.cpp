@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 
 #include "cuda/costs.h"
 #include "cuda/layout.h"
@@ -17,8 +18,8 @@ struct Question {
   const LstmProblem& problem;
   const DeviceLimits& device;
   Arithmetic arithmetic;
-  std::string only;  // the algorithm asked for, "" for all
-  int operands;      // of the recurrent product: 1 forward (h), 4 backward (gradients of the gates)
+  const Request& request;
+  int operands;  // of the recurrent product: 1 forward (h), 4 backward (gradients of the gates)
 
   int64_t unit_tiles() const { return unit_tile_count(problem.hidden_size); }
   int64_t sliced_tiles() const {
@@ -32,6 +33,7 @@ struct Answer {
   std::optional<Loop> loop;
   std::string reason;
   double total_us = 0;
+  bool considered = true;  // false where no variant is of the kind that was asked for
 
   // Keeps the cheaper of this and another loop.
   void offer(const Question& q, const Loop& candidate) {
@@ -64,7 +66,8 @@ Answer ask_block(const Question& q, const BlockVariant (&variants)[n]) {
   Answer answer;
   const int64_t threads = 32 * q.unit_tiles();
   int64_t least = 0;
-  for (size_t i = 0; i < n; ++i) {
+  answer.considered = q.request.unit_tiles == 0 && q.request.groups == 0;
+  for (size_t i = 0; i < n && answer.considered; ++i) {
     if (threads > variants[i].max_threads) continue;
     const BlockLayout layout(q.problem.hidden_size, element_size(q.arithmetic), q.operands,
                              variants[i].reg_tiles);
@@ -99,7 +102,8 @@ Loop sliced_loop(const Question& q, Algorithm algorithm, int variant, const Slic
   loop.threads = shape.threads;
   loop.registers = registers_for(q.device, shape.threads);
   loop.slices.unit_tiles = shape.unit_tiles;
-  loop.slices.k_warps = shape.threads / 32;
+  loop.slices.unit_parts = shape.unit_parts;
+  loop.slices.k_warps = shape.threads / 32 / shape.unit_parts;
   loop.slices.slices = static_cast<int32_t>(ceil_div(q.sliced_tiles(), shape.unit_tiles));
   loop.slices.groups = static_cast<int32_t>(groups);
   loop.blocks = loop.slices.slices * groups;
@@ -111,9 +115,11 @@ Loop sliced_loop(const Question& q, Algorithm algorithm, int variant, const Slic
   return loop;
 }
 
-// Of all SMs, those that whole clusters can cover: an H100's 132 hold 15 clusters of 8 at a time.
-int64_t resident_clusters(const DeviceLimits& device, int64_t cluster) {
-  return cluster == 1 ? device.multiprocessors : device.multiprocessors * 15 / 16 / cluster;
+bool wanted(const Question& q, const SlicedVariant& shape) {
+  return q.request.unit_tiles == 0 || q.request.unit_tiles == shape.unit_tiles;
+}
+bool wanted(const Question& q, int64_t groups) {
+  return q.request.groups == 0 || q.request.groups == groups;
 }
 
 template <size_t n>
@@ -123,14 +129,23 @@ Answer ask_cluster(const Question& q, const SlicedVariant (&variants)[n]) {
     answer.reason = q.device.name + " has no thread-block clusters";
     return answer;
   }
+  answer.considered = false;
   int64_t least_slices = 0, least_shared = 0;
   for (size_t i = 0; i < n; ++i) {
+    if (!wanted(q, variants[i])) continue;
     const int64_t slices = ceil_div(q.sliced_tiles(), variants[i].unit_tiles);
     least_slices = least_slices == 0 ? slices : std::min(least_slices, slices);
-    if (slices > q.device.cluster_blocks) continue;
+    if (slices > q.device.cluster_blocks) {
+      answer.considered = true;
+      continue;
+    }
     const int64_t room = resident_clusters(q.device, slices) / q.problem.directions;
     // As many groups as run at once, or else one row tile for each and so the least memory.
-    for (const int64_t groups : {std::clamp<int64_t>(room, 1, q.row_tiles()), q.row_tiles()}) {
+    int64_t candidates[] = {std::clamp<int64_t>(room, 1, q.row_tiles()), q.row_tiles()};
+    if (q.request.groups > 0) candidates[0] = std::min<int64_t>(q.request.groups, q.row_tiles());
+    for (const int64_t groups : candidates) {
+      if (!wanted(q, groups)) continue;
+      answer.considered = true;
       const Loop loop =
           sliced_loop(q, Algorithm::cluster, static_cast<int>(i), variants[i], groups);
       least_shared =
@@ -153,10 +168,14 @@ Answer ask_grid(const Question& q, const SlicedVariant (&variants)[n]) {
     answer.reason = q.device.name + " has no cooperative launch";
     return answer;
   }
+  answer.considered = false;
   int64_t least_shared = 0, least_blocks = 0;
   for (size_t i = 0; i < n; ++i) {
+    if (!wanted(q, variants[i])) continue;
     // Twice the groups, half the row tiles of each block: worth it while all blocks are resident.
     for (int64_t groups = 1; groups <= q.row_tiles(); groups *= 2) {
+      if (!wanted(q, groups)) continue;
+      answer.considered = true;
       const Loop loop = sliced_loop(q, Algorithm::grid, static_cast<int>(i), variants[i], groups);
       least_shared =
           least_shared == 0 ? loop.shared_bytes : std::min(least_shared, loop.shared_bytes);
@@ -179,29 +198,40 @@ Answer ask_grid(const Question& q, const SlicedVariant (&variants)[n]) {
 
 // ---- the choice ----
 
-template <class Mma, class Fp32, class Fp64, class Ask>
-Answer by_arithmetic(const Question& q, const Mma& mma, const Fp32& fp32, const Fp64& fp64,
-                     Ask ask) {
-  if (tensor_core(q.arithmetic)) return ask(mma);
+// Asks with the variants that are compiled for this arithmetic and pass.
+template <class Forward, class Backward, class Fp32, class Fp64, class Ask>
+Answer by_arithmetic(const Question& q, const Forward& forward, const Backward& backward,
+                     const Fp32& fp32, const Fp64& fp64, Ask ask) {
+  if (tensor_core(q.arithmetic)) return q.operands == 1 ? ask(forward) : ask(backward);
   return q.arithmetic == Arithmetic::fp64 ? ask(fp64) : ask(fp32);
 }
 
+Answer ask_variants(const Question& q, Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::block:
+      return by_arithmetic(q, kBlockTensorCore, kBlockTensorCore, kBlockFp32,
+                           q.operands == 1 ? kBlockFp64 : kBlockBackwardFp64,
+                           [&](auto& variants) { return ask_block(q, variants); });
+    case Algorithm::cluster:
+      return by_arithmetic(q, kClusterForwardTensorCore, kClusterBackwardTensorCore, kClusterFp32,
+                           kClusterFp64, [&](auto& variants) { return ask_cluster(q, variants); });
+    default:
+      return by_arithmetic(q, kGridTensorCore, kGridTensorCore, kGridFp32, kGridFp64,
+                           [&](auto& variants) { return ask_grid(q, variants); });
+  }
+}
+
 Answer ask(const Question& q, Algorithm algorithm) {
-  if (!q.only.empty() && q.only != name(algorithm)) return {{}, q.only + " was asked for", 0};
+  const std::string& only = q.request.algorithm;
+  if (!only.empty() && only != name(algorithm)) return {{}, only + " was asked for", 0};
   if (q.problem.proj_size > 0) {
     return {{}, "the projection is a second product inside every step", 0};
   }
-  switch (algorithm) {
-    case Algorithm::block:
-      return by_arithmetic(q, kBlockTensorCore, kBlockFp32, kBlockFp64,
-                           [&](auto& variants) { return ask_block(q, variants); });
-    case Algorithm::cluster:
-      return by_arithmetic(q, kClusterTensorCore, kClusterFp32, kClusterFp64,
-                           [&](auto& variants) { return ask_cluster(q, variants); });
-    default:
-      return by_arithmetic(q, kGridTensorCore, kGridFp32, kGridFp64,
-                           [&](auto& variants) { return ask_grid(q, variants); });
+  Answer answer = ask_variants(q, algorithm);
+  if (!answer.considered) {
+    answer.reason = "no variant has the unit tiles or groups that were asked for";
   }
+  return answer;
 }
 
 std::string format_us(double us) {
@@ -213,7 +243,7 @@ std::string format_us(double us) {
 
 Pass choose(const Question& q) {
   Pass pass;
-  const bool asked = !q.only.empty();
+  const bool asked = pass.asked = !q.request.algorithm.empty();
   const double steps = static_cast<double>(q.problem.steps);
   pass.step_us = gemm_step_us(q.problem, q.arithmetic, q.device);
   double best = steps * pass.step_us;
@@ -227,14 +257,17 @@ Pass choose(const Question& q) {
   for (const Algorithm algorithm : {Algorithm::block, Algorithm::cluster, Algorithm::grid}) {
     answers.emplace_back(algorithm, ask(q, algorithm));
     const Answer& answer = answers.back().second;
+    if (asked && q.request.algorithm == name(algorithm)) pass.unmet = answer.reason;
     if (!answer.loop || (answer.total_us >= best && !asked)) continue;
     best = answer.total_us;
     pass.loop = *answer.loop;
     pass.step_us = loop_step_us(q.problem, q.arithmetic, q.device, pass.loop, q.operands);
     pass.start_us = loop_start_us(q.problem, q.arithmetic, q.device, pass.loop);
   }
-  pass.why =
-      "estimated " + format_us(best) + (asked ? ", as asked for" : ", the least of what fits");
+  pass.why = "estimated " + format_us(best) +
+             (!pass.unmet.empty() ? ", where " + q.request.algorithm + " cannot run"
+              : asked             ? ", as asked for"
+                                  : ", the least of what fits");
   for (const auto& [algorithm, answer] : answers) {
     if (algorithm == pass.loop.algorithm) continue;
     pass.rejected.push_back(
@@ -245,16 +278,45 @@ Pass choose(const Question& q) {
   return pass;
 }
 
+// A whole number above 0.
+int parse_count(const std::string& text) {
+  const bool digits =
+      !text.empty() && text.size() < 9 && text.find_first_not_of("0123456789") == std::string::npos;
+  return digits ? std::stoi(text) : 0;
+}
+
 }  // namespace
 
+Request parse_request(const std::string& text) {
+  const auto refuse = [&] {
+    throw std::invalid_argument("'" + text +
+                                "' is no request for a CUDA algorithm: expected block, cluster, "
+                                "grid or steps, and of cluster and grid perhaps "
+                                "',unit_tiles=2' and ',groups=4'");
+  };
+  Request request;
+  std::istringstream parts(text);
+  std::getline(parts, request.algorithm, ',');
+  const std::string& algorithm = request.algorithm;
+  const bool sliced = algorithm == "cluster" || algorithm == "grid";
+  if (!sliced && !algorithm.empty() && algorithm != "block" && algorithm != "steps") refuse();
+  for (std::string part; std::getline(parts, part, ',');) {
+    const size_t equals = part.find('=');
+    const std::string key = part.substr(0, equals);
+    const int count = equals == std::string::npos ? 0 : parse_count(part.substr(equals + 1));
+    if (!sliced || count == 0 || (key != "unit_tiles" && key != "groups")) refuse();
+    (key == "groups" ? request.groups : request.unit_tiles) = count;
+  }
+  return request;
+}
+
 Plan plan(const LstmProblem& problem, const DeviceLimits& device, bool allow_tf32,
-          const char* only) {
+          const Request& request) {
   Plan result;
-  const std::string asked = only ? only : "";
   // TF32 came with compute capability 8.0.
   result.arithmetic = arithmetic_of(problem.dtype, allow_tf32 && device.compute_capability >= 80);
-  result.forward = choose({problem, device, result.arithmetic, asked, 1});
-  if (problem.save) result.backward = choose({problem, device, result.arithmetic, asked, kGates});
+  result.forward = choose({problem, device, result.arithmetic, request, 1});
+  if (problem.save) result.backward = choose({problem, device, result.arithmetic, request, kGates});
   result.floor_us = floor_step_us(problem, result.arithmetic, device);
   return result;
 }

@@ -31,6 +31,15 @@ int element_size(Arithmetic arithmetic);      // of gates, h and weights
 int accumulator_size(Arithmetic arithmetic);  // of c and all sums
 bool tensor_core(Arithmetic arithmetic);
 
+// What to consider instead of everything, to measure it or to test it; a 0 leaves it open.
+struct Request {
+  std::string algorithm;  // "" for all
+  int unit_tiles = 0;     // of cluster and grid
+  int groups = 0;         // of cluster and grid
+};
+// From "", "grid" or "grid,unit_tiles=2,groups=4"; throws std::invalid_argument for anything else.
+Request parse_request(const std::string& text);
+
 // A launch of the recurrent loop; of no meaning for Algorithm::steps.
 struct Loop {
   Algorithm algorithm = Algorithm::steps;
@@ -48,6 +57,8 @@ struct Pass {
   Loop loop;
   std::string why;                    // why this one
   std::vector<std::string> rejected;  // "block: W_hh needs ...": one line for each other one
+  bool asked = false;                 // whether one algorithm was asked for
+  std::string unmet;                  // why what was asked for cannot run; "" where it can
   double step_us = 0;                 // estimates that the choice rests on
   double start_us = 0;
 };
@@ -59,12 +70,13 @@ struct Plan {
   double floor_us = 0;  // per step: what no forward pass can go below, see plan.cpp
 };
 
-// `only` names the one algorithm to consider besides `steps`; nullptr or "" for all.
 Plan plan(const LstmProblem& problem, const DeviceLimits& device, bool allow_tf32,
-          const char* only = nullptr);
+          const Request& request = {});
 
-// The plan as names and values for Python.
+// The plan, and a loop, as names and values for Python.
 using Fact = std::variant<int64_t, double, std::string, std::vector<std::string>>;
-std::vector<std::pair<std::string, Fact>> facts(const LstmProblem& problem, const Plan& plan);
+using Facts = std::vector<std::pair<std::string, Fact>>;
+Facts facts(const LstmProblem& problem, const Plan& plan);
+Facts facts(const Loop& loop);
 
 }  // namespace fused_lstm::cuda

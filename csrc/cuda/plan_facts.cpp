@@ -60,30 +60,40 @@ bool tensor_core(Arithmetic arithmetic) {
 
 namespace {
 
-using Facts = std::vector<std::pair<std::string, Fact>>;
-
-void add_pass(Facts& facts, const std::string& prefix, const Pass& pass) {
-  const auto add = [&](const char* key, Fact value) { facts.emplace_back(prefix + key, value); };
+void add_pass(Facts& all, const std::string& prefix, const Pass& pass) {
+  const auto add = [&](const char* key, Fact value) { all.emplace_back(prefix + key, value); };
   add("step_us", pass.step_us);
   add("start_us", pass.start_us);
   add("rejected", pass.rejected);
-  const Loop& loop = pass.loop;
-  if (loop.algorithm == Algorithm::steps) return;
-  add("threads", int64_t{loop.threads});
-  add("registers", int64_t{loop.registers});
-  add("shared_bytes", loop.shared_bytes);
-  add("blocks", loop.blocks);
-  add("reg_tiles", int64_t{loop.reg_tiles});
-  if (loop.algorithm == Algorithm::block) return;
-  add("cluster", int64_t{loop.cluster});
-  add("unit_tiles", int64_t{loop.slices.unit_tiles});
-  add("slices", int64_t{loop.slices.slices});
-  add("groups", int64_t{loop.slices.groups});
+  if (!pass.unmet.empty()) add("unmet", pass.unmet);
+  for (auto& [key, value] : facts(pass.loop)) {
+    if (key != "algorithm") add(key.c_str(), value);
+  }
 }
 
 }  // namespace
 
-std::vector<std::pair<std::string, Fact>> facts(const LstmProblem& problem, const Plan& plan) {
+Facts facts(const Loop& loop) {
+  Facts facts;
+  const auto add = [&](const char* key, int64_t value) { facts.emplace_back(key, value); };
+  facts.emplace_back("algorithm", std::string(name(loop.algorithm)));
+  if (loop.algorithm == Algorithm::steps) return facts;
+  add("variant", loop.variant);
+  add("threads", loop.threads);
+  add("registers", loop.registers);
+  add("shared_bytes", loop.shared_bytes);
+  add("blocks", loop.blocks);
+  add("reg_tiles", loop.reg_tiles);
+  if (loop.algorithm == Algorithm::block) return facts;
+  add("cluster", loop.cluster);
+  add("unit_tiles", loop.slices.unit_tiles);
+  add("unit_parts", loop.slices.unit_parts);
+  add("slices", loop.slices.slices);
+  add("groups", loop.slices.groups);
+  return facts;
+}
+
+Facts facts(const LstmProblem& problem, const Plan& plan) {
   Facts facts;
   facts.emplace_back("algorithm", std::string(name(plan.forward.loop.algorithm)));
   facts.emplace_back("why", plan.forward.why);

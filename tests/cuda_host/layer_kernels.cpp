@@ -11,6 +11,7 @@
 extern "C" {
 void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
 void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+void* __asan_region_is_poisoned(void*, size_t) { return nullptr; }
 }
 
 namespace fused_lstm::cuda {
@@ -93,38 +94,36 @@ void launch_gates_backward(Arithmetic arithmetic, const GateBackwardParams& para
   });
 }
 
-bool launch_loop_forward(const Loop& loop, Arithmetic arithmetic, const ForwardParams& params,
-                         int directions, bool save, Stream) {
-  if (refused()) return false;
+std::string launch_loop_forward(const Loop& loop, Arithmetic arithmetic,
+                                const ForwardParams& params, int directions, bool save, Stream) {
+  if (refused()) return "the emulator was told to refuse";
   with_math(arithmetic, [&](auto math) {
     using Math = decltype(math);
     const ForwardKernel kernel =
         save ? forward_kernel<Math, true>(loop) : forward_kernel<Math, false>(loop);
     emulator::launch(grid_of(loop, directions), [&] { kernel(params); });
   });
-  return true;
+  return "";
 }
 
-bool launch_loop_backward(const Loop& loop, Arithmetic arithmetic, const BackwardParams& params,
-                          int directions, Stream) {
-  if (refused()) return false;
+std::string launch_loop_backward(const Loop& loop, Arithmetic arithmetic,
+                                 const BackwardParams& params, int directions, Stream) {
+  if (refused()) return "the emulator was told to refuse";
   with_math(arithmetic, [&](auto math) {
     const BackwardKernel kernel = backward_kernel<decltype(math)>(loop);
     emulator::launch(grid_of(loop, directions), [&] { kernel(params); });
   });
-  return true;
+  return "";
 }
 
-void launch_write_offsets(const int64_t* values, int64_t count, int64_t* to, Stream) {
-  for (int64_t first = 0; first < count; first += kOffsetsPerLaunch) {
-    OffsetsParams params = {};
-    params.count = std::min<int64_t>(kOffsetsPerLaunch, count - first);
-    params.to = to + first;
-    std::copy_n(values + first, params.count, params.values);
-    emulator::Grid grid;
-    grid.threads = kRowThreads;
-    emulator::launch(grid, [&] { write_offsets(params); });
-  }
+void launch_write_offsets(const std::vector<OffsetSegment>& segments, int64_t end, int64_t* to,
+                          Stream) {
+  for_offset_launches(segments.data(), static_cast<int64_t>(segments.size()), end, to,
+                      [](const OffsetsParams& params) {
+                        emulator::Grid grid;
+                        grid.threads = kRowThreads;
+                        emulator::launch(grid, [&] { write_offsets(params); });
+                      });
 }
 
 void launch_previous_rows(int element_size, PreviousRowsParams params, Stream) {

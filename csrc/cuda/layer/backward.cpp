@@ -9,6 +9,7 @@
 
 #include "cuda/layer/layer.h"
 #include "cuda/layer/loop.h"
+#include "cuda/layer/ran.h"
 
 namespace fused_lstm::cuda {
 
@@ -25,6 +26,7 @@ BackwardParams backward_params(const Layer& layer, const BackwardTensors& tensor
   params.gates_stride = params.dgates_stride = 4 * p.hidden_size;
   params.grad_y_stride = p.directions * p.hidden_size;
   params.slices = loop.slices;
+  params.trace = trace();
   for (int d = 0; d < p.directions; ++d) {
     BackwardDirection& direction = params.direction[d];
     direction.w_hh = layer.directions[d].w_hh.data_ptr();
@@ -43,8 +45,8 @@ BackwardParams backward_params(const Layer& layer, const BackwardTensors& tensor
   return params;
 }
 
-bool backward_loop(const Layer& layer, BackwardTensors& tensors, const Loop& loop) {
-  if (loop.algorithm == Algorithm::steps) return false;
+// Plans A to C; "" or why the device refuses the launch.
+std::string backward_loop(const Layer& layer, BackwardTensors& tensors, const Loop& loop) {
   const LstmProblem& p = layer.problem;
   tensors.dh0 = at::empty({p.directions, p.batch, p.hidden_size}, layer.x.options());
   tensors.dc0 = at::empty({p.directions, p.batch, p.hidden_size}, layer.x.options());
@@ -74,8 +76,11 @@ BackwardTensors run_backward_loop(const Layer& layer, const OptionalTensor& grad
       tensors.dproj.copy_(tensors.grad_y.view({p.rows, p.directions, size}).transpose(0, 1));
     }
   }
-  const Loop loop = plan_layer(layer).backward.loop;
-  if (!backward_loop(layer, tensors, loop)) backward_steps(layer, tensors);
+  const Pass pass = plan_layer(layer).backward;
+  run_pass(
+      pass, layer.arithmetic, /*backward=*/true,
+      [&] { return backward_loop(layer, tensors, pass.loop); },
+      [&] { backward_steps(layer, tensors); });
   return tensors;
 }
 
@@ -86,8 +91,8 @@ Matrix matrix(const at::Tensor& t) { return {t.data_ptr(), t.size(0), t.size(1),
 at::Tensor input_gradient(const Layer& layer, const at::Tensor& dgates) {
   at::Tensor dx = at::empty_like(layer.x);
   for (int d = 0; d < layer.problem.directions; ++d) {
-    gemm(layer.arithmetic, matrix(dx), {matrix(dgates.select(0, d))},
-         {matrix(layer.directions[d].w_ih)}, d > 0, layer.stream);
+    layer.multiply(matrix(dx), {matrix(dgates.select(0, d))}, {matrix(layer.directions[d].w_ih)},
+                   d > 0);
   }
   return dx;
 }
@@ -99,16 +104,14 @@ void recurrent_gradient_dense(const Layer& layer, const at::Tensor& y, const at:
   const int64_t size = layer.output_size(), later = p.rows - p.batch, stride = 4 * p.hidden_size;
   const bool reverse = layer.directions[d].reverse;
   const int64_t first = reverse ? 0 : p.batch;  // of the rows with a step before them
-  gemm(layer.arithmetic, dw,
-       transposed(rows_of(direction_data(dgates, d), dgates, first, later, stride, stride)),
-       {rows_of(address(y, d * size), y, reverse ? p.batch : 0, later, size, y.size(1))}, false,
-       layer.stream);
+  layer.multiply(
+      dw, transposed(rows_of(direction_data(dgates, d), dgates, first, later, stride, stride)),
+      {rows_of(address(y, d * size), y, reverse ? p.batch : 0, later, size, y.size(1))}, false);
   if (!layer.h0.defined()) return;
-  gemm(layer.arithmetic, dw,
-       transposed(rows_of(direction_data(dgates, d), dgates, reverse ? later : 0, p.batch, stride,
-                          stride)),
-       {rows_of(direction_data(layer.h0, d), layer.h0, 0, p.batch, size, size)}, true,
-       layer.stream);
+  layer.multiply(dw,
+                 transposed(rows_of(direction_data(dgates, d), dgates, reverse ? later : 0, p.batch,
+                                    stride, stride)),
+                 {rows_of(direction_data(layer.h0, d), layer.h0, 0, p.batch, size, size)}, true);
 }
 
 void recurrent_gradient_packed(const Layer& layer, const at::Tensor& y, const at::Tensor& dgates,
@@ -124,8 +127,7 @@ void recurrent_gradient_packed(const Layer& layer, const at::Tensor& y, const at
   params.to = h_prev.data_ptr();
   params.reverse = layer.directions[d].reverse;
   launch_previous_rows(static_cast<int>(y.element_size()), params, layer.stream);
-  gemm(layer.arithmetic, dw, transposed(matrix(dgates.select(0, d))), {matrix(h_prev)}, false,
-       layer.stream);
+  layer.multiply(dw, transposed(matrix(dgates.select(0, d))), {matrix(h_prev)}, false);
 }
 
 at::Tensor recurrent_gradient(const Layer& layer, const at::Tensor& y, const at::Tensor& dgates,
@@ -146,8 +148,7 @@ at::Tensor projection_gradient(const Layer& layer, const BackwardTensors& tensor
   // h before the projection is rounded as it was in the forward pass.
   const at::Tensor h = at::mul(at::tanh(tensors.c.select(0, d)), o).to(layer.x.scalar_type());
   at::Tensor dw = at::empty_like(layer.directions[d].w_hr);
-  gemm(layer.arithmetic, matrix(dw), transposed(matrix(tensors.dproj.select(0, d))), {matrix(h)},
-       false, layer.stream);
+  layer.multiply(matrix(dw), transposed(matrix(tensors.dproj.select(0, d))), {matrix(h)}, false);
   return dw;
 }
 
@@ -159,8 +160,7 @@ void weight_gradients(const Layer& layer, const BackwardTensors& tensors, const 
   const at::Tensor dgates = tensors.dgates.select(0, d);
   if (needs[first]) {
     at::Tensor dw = at::empty_like(layer.directions[d].w_ih);
-    gemm(layer.arithmetic, matrix(dw), transposed(matrix(dgates)), {matrix(layer.x)}, false,
-         layer.stream);
+    layer.multiply(matrix(dw), transposed(matrix(dgates)), {matrix(layer.x)}, false);
     result[first] = dw;
   }
   if (needs[first + 1]) result[first + 1] = recurrent_gradient(layer, y, tensors.dgates, d);

@@ -4,6 +4,7 @@
 
 #include "cuda/layer/layer.h"
 #include "cuda/layer/loop.h"
+#include "cuda/layer/ran.h"
 
 namespace fused_lstm::cuda {
 
@@ -14,10 +15,10 @@ void project_input(const Layer& layer, const ForwardTensors& tensors) {
   const LstmProblem& p = layer.problem;
   const int64_t inputs = layer.x.size(1), outputs = 4 * p.hidden_size;
   for (int d = 0; d < p.directions; ++d) {
-    gemm(layer.arithmetic, {direction_data(tensors.gates, d), p.rows, outputs, outputs},
-         {{layer.x.data_ptr(), p.rows, inputs, inputs}},
-         transposed({layer.directions[d].w_ih.data_ptr(), outputs, inputs, inputs}), false,
-         layer.stream);
+    layer.multiply({direction_data(tensors.gates, d), p.rows, outputs, outputs},
+                   {{layer.x.data_ptr(), p.rows, inputs, inputs}},
+                   transposed({layer.directions[d].w_ih.data_ptr(), outputs, inputs, inputs}),
+                   false);
   }
 }
 
@@ -30,6 +31,7 @@ ForwardParams forward_params(const Layer& layer, const ForwardTensors& tensors, 
   params.gates_x_stride = params.gates_stride = 4 * p.hidden_size;
   params.y_stride = tensors.y.size(1);
   params.slices = loop.slices;
+  params.trace = trace();
   for (int d = 0; d < p.directions; ++d) {
     ForwardDirection& direction = params.direction[d];
     direction.gates_x = direction.gates = direction_data(tensors.gates, d);
@@ -48,9 +50,8 @@ ForwardParams forward_params(const Layer& layer, const ForwardTensors& tensors, 
   return params;
 }
 
-// Plans A to C; false where the plan is D or the device refuses the launch.
-bool forward_loop(const Layer& layer, ForwardTensors& tensors, const Loop& loop) {
-  if (loop.algorithm == Algorithm::steps) return false;
+// Plans A to C; "" or why the device refuses the launch.
+std::string forward_loop(const Layer& layer, ForwardTensors& tensors, const Loop& loop) {
   const LstmProblem& p = layer.problem;
   const auto options = layer.x.options();
   tensors.h_n = at::empty({p.directions, p.batch, p.hidden_size}, options);
@@ -86,8 +87,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> lstm_laye
     tensors.c = at::empty({p.directions, p.rows, p.hidden_size}, options.dtype(layer.acc_type));
   }
   project_input(layer, tensors);
-  const Loop loop = plan_layer(layer).forward.loop;
-  if (!forward_loop(layer, tensors, loop)) forward_steps(layer, tensors);
+  const Pass pass = plan_layer(layer).forward;
+  run_pass(
+      pass, layer.arithmetic, /*backward=*/false,
+      [&] { return forward_loop(layer, tensors, pass.loop); },
+      [&] { forward_steps(layer, tensors); });
 
   if (!save) {
     tensors.gates = at::empty({0}, options);

@@ -1,6 +1,5 @@
 #include "cuda/layer/gemm.h"
 
-#include <ATen/Context.h>
 #include <ATen/cuda/CUDAContextLight.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/util/Exception.h>
@@ -36,29 +35,49 @@ void clear(Arithmetic arithmetic, const Matrix& out, Stream stream) {
                                    static_cast<cudaStream_t>(stream)));
 }
 
+void check(cublasStatus_t status, const char* what) {
+  TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "fused_lstm: ", what, " failed with status ",
+              static_cast<int>(status));
+}
+
 }  // namespace
 
-void gemm(Arithmetic arithmetic, const Matrix& out, const Operand& a, const Operand& b,
-          bool accumulate, Stream stream) {
+Gemm::Gemm(Arithmetic arithmetic, Stream stream) : arithmetic_(arithmetic), stream_(stream) {
+  // PyTorch's handle: this thread's, on the current stream, with a workspace of its allocator.
+  const cublasHandle_t handle = at::cuda::getCurrentCUDABlasHandle();
+  handle_ = handle;
+  cublasMath_t before = CUBLAS_DEFAULT_MATH;
+  check(cublasGetMathMode(handle, &before), "cublasGetMathMode");
+  math_mode_ = before;
+  // The compute type alone decides about TF32. Where cuBLAS cuts a long k into parts, as in the
+  // gradient of the weights, it may not add 16-bit sums of parts.
+  const auto mode = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
+                                              CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+  check(cublasSetMathMode(handle, mode), "cublasSetMathMode");
+}
+
+Gemm::~Gemm() {
+  cublasSetMathMode(static_cast<cublasHandle_t>(handle_), static_cast<cublasMath_t>(math_mode_));
+}
+
+void Gemm::operator()(const Matrix& out, const Operand& a, const Operand& b,
+                      bool accumulate) const {
   const int64_t k = a.transposed ? a.matrix.rows : a.matrix.cols;
   TORCH_INTERNAL_ASSERT(k == (b.transposed ? b.matrix.cols : b.matrix.rows));
   if (out.rows == 0 || out.cols == 0) return;
   if (k == 0) {
-    if (!accumulate) clear(arithmetic, out, stream);
+    if (!accumulate) clear(arithmetic_, out, stream_);
     return;
   }
-  // PyTorch's handle: this thread's, on the current stream, with a workspace of its allocator.
-  // The guard takes TF32 off the handle; the compute type alone decides it here.
-  const at::NoTF32Guard no_tf32;
-  const cublasHandle_t handle = at::cuda::getCurrentCUDABlasHandle();
-  const Types types = types_of(arithmetic);
+  const Types types = types_of(arithmetic_);
   const float alpha = 1, beta = accumulate ? 1 : 0;
   const double alpha64 = 1, beta64 = beta;
-  const bool fp64 = arithmetic == Arithmetic::fp64;
+  const bool fp64 = arithmetic_ == Arithmetic::fp64;
   // cuBLAS counts by columns: out^T = b^T a^T, and a matrix in rows is its own transpose there.
   const cublasStatus_t status = cublasGemmEx(
-      handle, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
-      static_cast<int>(out.cols), static_cast<int>(out.rows), static_cast<int>(k),
+      static_cast<cublasHandle_t>(handle_), b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+      a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, static_cast<int>(out.cols),
+      static_cast<int>(out.rows), static_cast<int>(k),
       fp64 ? static_cast<const void*>(&alpha64) : &alpha, b.matrix.data, types.element,
       static_cast<int>(b.matrix.stride), a.matrix.data, types.element,
       static_cast<int>(a.matrix.stride), fp64 ? static_cast<const void*>(&beta64) : &beta, out.data,

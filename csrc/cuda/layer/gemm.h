@@ -19,8 +19,23 @@ struct Operand {
 
 inline Operand transposed(const Matrix& matrix) { return {matrix, true}; }
 
-// out = a b, or out += a b; sums in float32 (float64 for fp64), of TF32 products only for tf32.
-void gemm(Arithmetic arithmetic, const Matrix& out, const Operand& a, const Operand& b,
-          bool accumulate, Stream stream);
+// The products of one call of an op. Made once per call, so that between two products of plan D, or
+// a product and a kernel, the issuing thread does nothing else.
+class Gemm {
+ public:
+  Gemm(Arithmetic arithmetic, Stream stream);
+  ~Gemm();
+  Gemm(const Gemm&) = delete;
+
+  // out = a b, or out += a b. Sums in float32 (float64 for fp64), also across parts of k that are
+  // summed apart; products rounded to TF32 only for tf32.
+  void operator()(const Matrix& out, const Operand& a, const Operand& b, bool accumulate) const;
+
+ private:
+  Arithmetic arithmetic_;
+  Stream stream_;
+  void* handle_ = nullptr;  // cublasHandle_t
+  int math_mode_ = 0;       // of the handle before
+};
 
 }  // namespace fused_lstm::cuda

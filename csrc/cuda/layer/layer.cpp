@@ -3,11 +3,11 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 
-#include <cstdlib>
 #include <map>
 #include <string>
 #include <tuple>
 
+#include "cuda/layer/ran.h"
 #include "cuda/layer/runtime.h"
 
 namespace fused_lstm::cuda {
@@ -20,11 +20,9 @@ at::Tensor dense(const OptionalTensor& tensor) {
 }
 
 at::Tensor write_offsets(const fused_lstm::Steps& steps, const at::Tensor& x, Stream stream) {
-  std::vector<int64_t> offsets(steps.steps() + 1);
-  for (int64_t t = 0; t <= steps.steps(); ++t) offsets[t] = steps.offset(t);
-  const auto count = static_cast<int64_t>(offsets.size());
+  const int64_t count = steps.steps() + 1;
   at::Tensor to = at::empty({count}, x.options().dtype(at::kLong));
-  launch_write_offsets(offsets.data(), count, to.mutable_data_ptr<int64_t>(), stream);
+  launch_write_offsets(offset_segments(steps), count, to.mutable_data_ptr<int64_t>(), stream);
   return to;
 }
 
@@ -43,6 +41,17 @@ DirectionWeights read_weights(at::TensorList weights, bool reverse) {
 }
 
 }  // namespace
+
+std::vector<OffsetSegment> offset_segments(const fused_lstm::Steps& steps) {
+  std::vector<OffsetSegment> segments;
+  for (int64_t t = 0; t < steps.steps(); ++t) {
+    if (t > 0 && steps.size(t) == steps.size(t - 1)) continue;
+    segments.push_back(
+        {steps.offset(t), static_cast<int32_t>(t), static_cast<int32_t>(steps.size(t))});
+  }
+  if (segments.empty()) segments.push_back({0, 0, 0});
+  return segments;
+}
 
 cuda::Steps Layer::device_steps() const {
   return {problem.steps, problem.batch,
@@ -69,6 +78,7 @@ Layer read_layer(LayerCall call, const at::Tensor& x, const OptionalTensor& h0,
   layer.acc_type = state_type(x.scalar_type());
   layer.arithmetic =
       arithmetic_of(layer.problem.dtype, at::globalContext().allowTF32CuDNN(at::Float32Op::RNN));
+  layer.gemm = std::make_unique<Gemm>(layer.arithmetic, layer.stream);
   return layer;
 }
 
@@ -78,14 +88,15 @@ const Plan& plan_layer(const Layer& layer) {
                          std::string>;
   static thread_local std::map<Key, Plan> plans;
   const LstmProblem& p = layer.problem;
-  const char* only = std::getenv("FUSED_LSTM_CUDA_ALGORITHM");
+  const std::string asked = request_text();
   const Key key(p.steps, p.batch, p.rows, p.hidden_size, p.proj_size, p.directions,
-                layer.arithmetic, p.save, layer.x.device().index(), only ? only : "");
+                layer.arithmetic, p.save, layer.x.device().index(), asked);
   const auto found = plans.find(key);
   if (found != plans.end()) return found->second;
   if (plans.size() >= 256) plans.clear();
   const bool tf32 = layer.arithmetic == Arithmetic::tf32;
-  return plans.emplace(key, plan(p, limits_of(layer.x.device()), tf32, only)).first->second;
+  return plans.emplace(key, plan(p, limits_of(layer.x.device()), tf32, parse_request(asked)))
+      .first->second;
 }
 
 char* address(const at::Tensor& tensor, int64_t elements) {

@@ -6,6 +6,7 @@
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -39,20 +40,27 @@ struct Layer {
   Arithmetic arithmetic = Arithmetic::fp32;
   at::ScalarType acc_type = at::kFloat;  // of c and of its gradient
   Stream stream = nullptr;
+  std::unique_ptr<Gemm> gemm;
 
   int64_t output_size() const { return problem.output_size(); }
   bool projected() const { return problem.proj_size > 0; }
   // Step number k in the order in which direction d walks.
   int64_t step(int d, int64_t k) const { return directions[d].reverse ? problem.steps - 1 - k : k; }
   cuda::Steps device_steps() const;
+  // out = a b, or out += a b.
+  void multiply(const Matrix& out, const Operand& a, const Operand& b, bool accumulate) const {
+    (*gemm)(out, a, b, accumulate);
+  }
 };
 
 Layer read_layer(LayerCall call, const at::Tensor& x, const OptionalTensor& h0,
                  const OptionalTensor& c0, at::TensorList weights, const c10::List<bool>& reverse);
 
-// The plan for this layer here; FUSED_LSTM_CUDA_ALGORITHM=block|cluster|grid|steps asks for one, to
-// measure or to test it. Kept per thread; good until the next call.
+// The plan for this layer here. Kept per thread; good until the next call.
 const Plan& plan_layer(const Layer& layer);
+
+// Where the rows of each step begin, as the device is told.
+std::vector<OffsetSegment> offset_segments(const fused_lstm::Steps& steps);
 
 // ---- pointers ----
 

@@ -87,8 +87,8 @@ Matrix h_before(const Layer& layer, const ForwardTensors& tensors, const Forward
 void project(const Layer& layer, const ForwardTensors& tensors, const ForwardState& state, int d,
              int64_t t) {
   const Matrix y = y_rows(layer, tensors, d, t);
-  gemm(layer.arithmetic, y, {state_rows(state.h_raw, d, y.rows)},
-       transposed(weight(layer.directions[d].w_hr)), false, layer.stream);
+  layer.multiply(y, {state_rows(state.h_raw, d, y.rows)},
+                 transposed(weight(layer.directions[d].w_hr)), false);
   if (carried_in_y(layer)) return;
   state.h.select(0, d)
       .narrow(0, 0, y.rows)
@@ -116,9 +116,9 @@ void forward_steps(const Layer& layer, ForwardTensors& tensors) {
       const int64_t t = layer.step(d, k), rows = layer.steps.size(t);
       params.direction[d] = forward_direction(layer, tensors, state, d, t);
       if (k == 0 && !layer.h0.defined()) continue;
-      gemm(layer.arithmetic, {params.direction[d].gates, rows, 4 * hidden, 4 * hidden},
-           {h_before(layer, tensors, state, d, k)}, transposed(weight(layer.directions[d].w_hh)),
-           true, layer.stream);
+      layer.multiply({params.direction[d].gates, rows, 4 * hidden, 4 * hidden},
+                     {h_before(layer, tensors, state, d, k)},
+                     transposed(weight(layer.directions[d].w_hh)), true);
     }
     if (most_rows(layer, k) == 0) continue;
     launch_gates_forward(layer.arithmetic, params, p.directions, p.save, layer.stream);
@@ -151,9 +151,10 @@ void project_backward(const Layer& layer, BackwardTensors& tensors, const Backwa
   const int64_t rows = layer.steps.size(t), first = layer.steps.offset(t);
   const int64_t size = layer.output_size();
   tensors.dproj.select(0, d).narrow(0, first, rows).add_(state.dh.select(0, d).narrow(0, 0, rows));
-  gemm(layer.arithmetic, state_rows(state.dh_raw, d, rows),
-       {rows_of(direction_data(tensors.dproj, d), tensors.dproj, first, rows, size, size)},
-       {weight(layer.directions[d].w_hr)}, false, layer.stream);
+  layer.multiply(
+      state_rows(state.dh_raw, d, rows),
+      {rows_of(direction_data(tensors.dproj, d), tensors.dproj, first, rows, size, size)},
+      {weight(layer.directions[d].w_hr)}, false);
 }
 
 GateBackwardDirection backward_direction(const Layer& layer, const BackwardTensors& tensors,
@@ -212,9 +213,9 @@ void backward_steps(const Layer& layer, BackwardTensors& tensors) {
     launch_gates_backward(layer.arithmetic, params, p.directions, layer.stream);
     for (int d = 0; d < p.directions; ++d) {
       const int64_t rows = params.direction[d].rows;
-      gemm(layer.arithmetic, state_rows(state.dh, d, rows),
-           {{params.direction[d].dgates, rows, 4 * hidden, 4 * hidden}},
-           {weight(layer.directions[d].w_hh)}, false, layer.stream);
+      layer.multiply(state_rows(state.dh, d, rows),
+                     {{params.direction[d].dgates, rows, 4 * hidden, 4 * hidden}},
+                     {weight(layer.directions[d].w_hh)}, false);
     }
   }
   tensors.dh0 = state.dh;
