@@ -6,14 +6,17 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parent.parent / "csrc"
-SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+SOURCES = [*sorted((CSRC / "cuda").glob("*.cu")), ROOT / "bench" / "gpu" / "exchange.cu"]
 ARCHITECTURES = ["80", "90a", "100"]
 
 pytestmark = [
@@ -66,9 +69,17 @@ def kernels(report: str) -> list[Kernel]:
     return found
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """All kernels of one architecture."""
+
+    architecture: str
+    kernels: list[Kernel]
+    folder: Path  # of object files, named as the sources
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")
-def compiled(request, tmp_path_factory) -> tuple[str, list[Kernel]]:
-    """One architecture and all its kernels."""
+def compiled(request, tmp_path_factory) -> Compiled:
     supported = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True)
     if f"sm_{request.param.rstrip('a')}" not in supported.stdout.split():
         pytest.skip(f"this nvcc does not know sm_{request.param}")
@@ -78,18 +89,20 @@ def compiled(request, tmp_path_factory) -> tuple[str, list[Kernel]]:
             lambda source: compile_source(source, request.param, folder / f"{source.stem}.o"),
             SOURCES,
         )
-        return request.param, [kernel for report in reports for kernel in kernels(report)]
+        found = [kernel for report in reports for kernel in kernels(report)]
+    return Compiled(request.param, found, folder)
 
 
 def test_no_kernel_spills(compiled):
-    architecture, found = compiled
-    spilling = [k for k in found if k.spilled and not may_spill(architecture, k.name)]
+    spilling = [
+        k for k in compiled.kernels if k.spilled and not may_spill(compiled.architecture, k.name)
+    ]
     assert not spilling, "\n".join(map(str, spilling))
 
 
 def test_all_plans_are_there(compiled):
     """Every arithmetic has the kernels of plan D, A, B and C, forward and backward."""
-    _, found = compiled
+    found = compiled.kernels
     for math in ("Fp64", "Fp32", "Tf32", "Bf16", "Fp16"):
         names = " ".join(k.name for k in found if math in k.name)
         for kernel in ("gate_step", "block", "sliced"):
@@ -97,6 +110,71 @@ def test_all_plans_are_there(compiled):
             assert f"{kernel}_backward" in names
         assert "GridExchange" in names
         assert "ClusterExchange" in names
+
+
+def instructions(program: str, object_file: Path) -> dict[str, Counter[str]]:
+    """How often each machine instruction stands in each kernel."""
+    environment = {**os.environ, "PATH": f"{Path(program).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [program, "-sass", str(object_file)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    pattern = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+    _, *functions = re.split(r"\n\s*Function : ", done.stdout)
+    return {text.split("\n", 1)[0]: Counter(pattern.findall(text)) for text in functions}
+
+
+def find_cuobjdump() -> str | None:
+    """On PATH, or in the package that requirements-dev.txt names."""
+    if program := shutil.which("cuobjdump"):
+        return program
+    packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "cuobjdump"
+    return str(packaged) if packaged.exists() else None
+
+
+def count(kernel: Counter[str], prefix: str) -> int:
+    return sum(n for name, n in kernel.items() if name.startswith(prefix))
+
+
+def test_machine_code_of_a_step(compiled):
+    """On the way of one step lie as few fences and barriers as were meant, and wide accesses."""
+    program = find_cuobjdump()
+    if program is None or compiled.architecture != "90a":
+        pytest.skip("needs cuobjdump, and looks at sm_90a alone")
+    found = instructions(program, compiled.folder / "launch_bf16.o")
+    assert len(found) == len([k for k in compiled.kernels if "Bf16" in k.name])
+    for name, kernel in found.items():
+        assert count(kernel, "LDL") + count(kernel, "STL") == 0, f"{name} uses local memory"
+        if "sliced" not in name:
+            continue
+        assert count(kernel, "HMMA") > 0
+        forward = "sliced_forward" in name
+        assert count(kernel, "STS.128" if forward else "STS.64") > 0, name
+        assert count(kernel, "LDS.128" if forward else "LDS") > 0, name
+        if "GridExchange" in name:
+            # One barrier sets the block up; a step has one, and one fence.
+            assert count(kernel, "BAR.SYNC") == 2, name
+            assert count(kernel, "MEMBAR") == kernel["MEMBAR.ALL.GPU"] == 1, name
+            assert kernel["LDG.E.128.STRONG.GPU"] > 0, name
+        else:
+            # The cluster's barriers before and after the loop wait for global memory, no step does.
+            assert kernel["MEMBAR.ALL.GPU"] == 2, name
+            assert kernel["MEMBAR.ALL.CTA"] == 1, name
+
+
+def test_plan_a_moves_pairs(compiled):
+    """Two neighbouring units of 16 bits in one access, where addresses allow."""
+    program = find_cuobjdump()
+    if program is None or compiled.architecture != "90a":
+        pytest.skip("needs cuobjdump, and looks at sm_90a alone")
+    for name, kernel in instructions(program, compiled.folder / "launch_bf16.o").items():
+        if "block_forward" in name:
+            assert kernel["LDG.E"] >= 8, name  # four gates of two rows
+            assert kernel["STG.E"] >= (10 if "Lb1E" in name else 2), (
+                name
+            )  # y, and where saved gates
+        if "block_backward" in name:
+            assert kernel["LDG.E.64"] >= 4, name  # c and c before of two rows, in float
 
 
 def test_sources_include_no_torch_header():
