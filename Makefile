@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_TESTS := $(shell find tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SANITIZED := build/sanitize
 BENCH_ARGS ?= --json build/bench.json
 

@@ -9,14 +9,14 @@ from .workloads import TRAINING, Workload
 # Multiply-adds count as two operations; tensor cores, but for plain float32.
 RATES = {torch.bfloat16: 790e12, torch.float16: 790e12, torch.float32: 60e12}
 TF32_RATE = 395e12
-# Seconds for h to reach the other SMs through L2, a store and a load of 263 cycles at 1.76 GHz; the
-# planner's table (csrc/cuda/costs.h) has the same.
-EXCHANGE = 0.30e-6
+# Seconds for h to reach the other SMs through L2, as published for an atomic hop on an H100;
+# `python -m bench.gpu` measures it. The planner's table (csrc/cuda/costs.h) has the same.
+EXCHANGE = 0.65e-6
 SHARED_MEMORY = 227 * 1024  # bytes of one SM: a W_hh that fits needs no exchange
 
 
 def step_floor(workload: Workload, mode: str) -> float:
-    """Seconds for one step of one layer: its products, or its exchange if that takes longer.
+    """Seconds for one step of one layer: its products and its exchange, which follow each other.
 
     Training has twice the products on top, and a second exchange, of the gradient.
     """
@@ -25,7 +25,7 @@ def step_floor(workload: Workload, mode: str) -> float:
     largest = max(workload.hidden)
     weights = 4 * largest * (workload.proj or largest) * workload.dtype.itemsize
     exchanges = (2 if mode == TRAINING else 1) * (weights > SHARED_MEMORY)
-    return max(products, exchanges * EXCHANGE)
+    return products + exchanges * EXCHANGE
 
 
 def steps_of(workload: Workload) -> int:

@@ -215,8 +215,11 @@ def test_floor_of_a_step():
     products = 2 * 256 * (64 + 64 * 9 / 10)
     assert floor.step_floor(small, INFERENCE) == pytest.approx(products / 790e12)
     large = Workload("row", BFLOAT16, 1, 10, 1024, (1024,), dtype=torch.bfloat16)
-    assert floor.step_floor(large, INFERENCE) == floor.EXCHANGE
-    assert limits.limit_of(large, INFERENCE, 2, "cuda").seconds == 10 * floor.EXCHANGE
+    products = large.flops(INFERENCE) / large.steps / 790e12
+    assert floor.step_floor(large, INFERENCE) == pytest.approx(products + floor.EXCHANGE)
+    assert floor.step_floor(large, TRAINING) == pytest.approx(3 * products + 2 * floor.EXCHANGE)
+    limit = limits.limit_of(large, INFERENCE, 2, "cuda").seconds
+    assert limit == pytest.approx(10 * floor.step_floor(large, INFERENCE))
     assert floor.steps_of(Workload("row", DENSE, 2, 7, 5, (3, 3), layers=2)) == 28
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import oracle
@@ -14,6 +15,7 @@ import torch
 from cuda_calls import ALGORITHMS, PACKED, REVERSE, Call
 
 import fused_lstm
+from bench.gpu.cases import LARGEST
 from fused_lstm import _ops
 
 pytestmark = [
@@ -29,9 +31,21 @@ DTYPE_IDS = ["fp32", "fp64", "bf16", "fp16"]
 
 
 @pytest.fixture(params=ALGORITHMS)
-def algorithm(request, monkeypatch) -> str:
-    monkeypatch.setenv("FUSED_LSTM_CUDA_ALGORITHM", request.param)
-    return request.param
+def algorithm(request, monkeypatch) -> Iterator[str]:
+    """One algorithm is asked for, which is an error where it cannot run, and is what has run."""
+    ask_for(request.param, monkeypatch)
+    yield request.param
+    check_ran(request.param)
+
+
+def ask_for(algorithm: str, monkeypatch) -> None:
+    monkeypatch.setenv("FUSED_LSTM_CUDA_ALGORITHM", algorithm)
+    monkeypatch.setenv("FUSED_LSTM_STRICT", "1")
+
+
+def check_ran(algorithm: str) -> None:
+    ran = _ops.extension.cuda_last_run()
+    assert [ran[name]["algorithm"] for name in ("forward", "backward")] == [algorithm] * 2
 
 
 @pytest.fixture
@@ -46,34 +60,79 @@ def check(call: Call, ops) -> None:
         oracle.assert_as_accurate(ours, theirs, exact, factor=2 if i < 3 else 3, what=name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@pytest.mark.parametrize("hidden", [1, 17, 64, 160, 256, 500, 1024])
-def test_as_accurate_as_cudnn(ops, algorithm, dtype, hidden):
-    check(Call(steps=30, batch=19, inputs=33, hidden=hidden, dtype=dtype, device="cuda"), ops)
+def sizes() -> list[tuple[str, str, int]]:
+    """Algorithm, dtype and hidden sizes up to the largest that an H100 takes, both passes.
+
+    test_cuda_plan.py asks the planner whether it does.
+    """
+    found = []
+    for algorithm in ALGORITHMS:
+        for dtype in ("float32", "float64", "bfloat16", "float16"):
+            largest = LARGEST[algorithm][dtype]
+            smaller = [h for h in (1, 17, 64, 160, 250, 500) if h < largest]
+            found += [(algorithm, dtype, hidden) for hidden in (*smaller, largest)]
+    return found
+
+
+@pytest.mark.parametrize(("chosen", "dtype", "hidden"), sizes())
+def test_as_accurate_as_cudnn(ops, monkeypatch, chosen, dtype, hidden):
+    ask_for(chosen, monkeypatch)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    kind = getattr(torch, dtype)
+    check(Call(steps=30, batch=19, inputs=33, hidden=hidden, dtype=kind, device="cuda"), ops)
+    check_ran(chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_weight_gradients_of_many_rows(ops, dtype):
+    """Sums over 16,384 rows are kept in float32, also where the product cuts them into parts."""
+    check(Call(steps=512, batch=32, inputs=96, hidden=128, dtype=dtype, device="cuda"), ops)
+
+
+def test_the_plan_is_what_ran(ops, algorithm):
+    """What `explain` prints, also under the switch, and what a call reports afterwards."""
+    Call(steps=30, batch=40, inputs=8, hidden=64, dtype=torch.bfloat16, device="cuda").fused(ops)
+    facts = _ops.extension.plan(
+        steps=30, batch=40, input_size=8, hidden_size=64, dtype="bfloat16", device="cuda",
+        training=True,
+    )  # fmt: skip
+    ran = _ops.extension.cuda_last_run()
+    assert ran["arithmetic"] == facts["arithmetic"] == "bf16"
+    for key, value in ran["forward"].items():
+        assert facts[key] == value
+    for key, value in ran["backward"].items():
+        assert facts[f"backward_{key}"] == value
 
 
 @pytest.mark.parametrize("allow_tf32", [False, True])
 def test_tf32_only_where_pytorch_allows_it(ops, algorithm, allow_tf32, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allow_tf32)
-    call = Call(steps=30, batch=16, inputs=64, hidden=128, dtype=torch.float32, device="cuda")
+    call = Call(steps=30, batch=16, inputs=64, hidden=96, dtype=torch.float32, device="cuda")
     error = (call.fused(ops)[0].double() - call.exact()[0]).abs().max().item()
     assert (error > 2e-6) == allow_tf32
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("reverse", [(False,), (False, True)], ids=str)
-@pytest.mark.parametrize("proj", [0, 9])
-def test_packed(ops, algorithm, dtype, reverse, proj):
-    check(
-        Call(sizes=PACKED, reverse=reverse, hidden=40, proj=proj, dtype=dtype, device="cuda"), ops
-    )
+def test_packed(ops, algorithm, dtype, reverse):
+    check(Call(sizes=PACKED, reverse=reverse, hidden=40, dtype=dtype, device="cuda"), ops)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("reverse", [(False,), (False, True)], ids=str)
+@pytest.mark.parametrize("sizes", [None, PACKED], ids=["dense", "packed"])
+def test_projected(ops, dtype, reverse, sizes):
+    """Runs step by step whatever the size."""
+    check(Call(sizes=sizes, reverse=reverse, hidden=40, proj=9, dtype=dtype, device="cuda"), ops)
+    check_ran("steps")
 
 
 @pytest.mark.parametrize("sizes", [None, PACKED], ids=["dense", "packed"])
 @pytest.mark.parametrize("reverse", REVERSE, ids=str)
 def test_twice_the_same_bits(ops, algorithm, sizes, reverse):
+    hidden = {"block": 128, "cluster": 256}.get(algorithm, 500)
     call = Call(
-        steps=50, batch=70, inputs=64, hidden=256, sizes=sizes, reverse=reverse,
+        steps=50, batch=70, inputs=64, hidden=hidden, sizes=sizes, reverse=reverse,
         dtype=torch.bfloat16, device="cuda",
     )  # fmt: skip
     first = call.fused(ops)
@@ -113,8 +172,9 @@ def test_the_callers_stream(ops, algorithm):
 
 def test_two_streams_at_once(ops, algorithm):
     """Two cooperative grids that want the whole device must not wait for each other for ever."""
+    hidden = {"block": 128, "cluster": 256}.get(algorithm, 1024)
     calls = [
-        Call(steps=200, batch=64, inputs=32, hidden=1024, dtype=torch.bfloat16, device="cuda")
+        Call(steps=200, batch=64, inputs=32, hidden=hidden, dtype=torch.bfloat16, device="cuda")
         for _ in range(2)
     ]
     expected = [call.fused(ops) for call in calls]
