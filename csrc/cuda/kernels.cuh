@@ -18,8 +18,7 @@ namespace cuda {
 
 template <class Math>
 struct Variants {
-  static constexpr const auto& block_forward = kBlockTensorCore;
-  static constexpr const auto& block_backward = kBlockTensorCore;
+  static constexpr const auto& block = kBlockTensorCore;
   static constexpr const auto& cluster_forward = kClusterForwardTensorCore;
   static constexpr const auto& cluster_backward = kClusterBackwardTensorCore;
   static constexpr const auto& grid_forward = kGridTensorCore;
@@ -27,8 +26,7 @@ struct Variants {
 };
 template <>
 struct Variants<Fp32> {
-  static constexpr const auto& block_forward = kBlockFp32;
-  static constexpr const auto& block_backward = kBlockFp32;
+  static constexpr const auto& block = kBlockFp32;
   static constexpr const auto& cluster_forward = kClusterFp32;
   static constexpr const auto& cluster_backward = kClusterFp32;
   static constexpr const auto& grid_forward = kGridFp32;
@@ -36,8 +34,7 @@ struct Variants<Fp32> {
 };
 template <>
 struct Variants<Fp64> {
-  static constexpr const auto& block_forward = kBlockFp64;
-  static constexpr const auto& block_backward = kBlockBackwardFp64;
+  static constexpr const auto& block = kBlockFp64;
   static constexpr const auto& cluster_forward = kClusterFp64;
   static constexpr const auto& cluster_backward = kClusterFp64;
   static constexpr const auto& grid_forward = kGridFp64;
@@ -70,8 +67,8 @@ template <class Math, bool kSave>
 ForwardKernel forward_kernel(const Loop& loop) {
   using V = Variants<Math>;
   if (loop.algorithm == Algorithm::block) {
-    return pick<std::size(V::block_forward)>(loop.variant, [](auto i) -> ForwardKernel {
-      constexpr BlockVariant v = V::block_forward[decltype(i)::value];
+    return pick<std::size(V::block)>(loop.variant, [](auto i) -> ForwardKernel {
+      constexpr BlockVariant v = V::block[decltype(i)::value];
       return &block_forward<Math, v.reg_tiles, v.max_threads, kSave>;
     });
   }
@@ -91,8 +88,8 @@ template <class Math>
 BackwardKernel backward_kernel(const Loop& loop) {
   using V = Variants<Math>;
   if (loop.algorithm == Algorithm::block) {
-    return pick<std::size(V::block_backward)>(loop.variant, [](auto i) -> BackwardKernel {
-      constexpr BlockVariant v = V::block_backward[decltype(i)::value];
+    return pick<std::size(V::block)>(loop.variant, [](auto i) -> BackwardKernel {
+      constexpr BlockVariant v = V::block[decltype(i)::value];
       return &block_backward<Math, v.reg_tiles, v.max_threads>;
     });
   }

@@ -209,8 +209,7 @@ Answer by_arithmetic(const Question& q, const Forward& forward, const Backward& 
 Answer ask_variants(const Question& q, Algorithm algorithm) {
   switch (algorithm) {
     case Algorithm::block:
-      return by_arithmetic(q, kBlockTensorCore, kBlockTensorCore, kBlockFp32,
-                           q.operands == 1 ? kBlockFp64 : kBlockBackwardFp64,
+      return by_arithmetic(q, kBlockTensorCore, kBlockTensorCore, kBlockFp32, kBlockFp64,
                            [&](auto& variants) { return ask_block(q, variants); });
     case Algorithm::cluster:
       return by_arithmetic(q, kClusterForwardTensorCore, kClusterBackwardTensorCore, kClusterFp32,

@@ -15,10 +15,10 @@ struct BlockVariant {
 };
 // Up to 64, 128 and 160 hidden units: the fewer warps, the more registers for weights.
 constexpr BlockVariant kBlockTensorCore[] = {{256, 4}, {512, 2}, {640, 1}};
-// A k tile would take 64 registers; shared memory ends at 112 (float32) and 80 (float64) units.
+// A k tile would take 64 registers. Shared memory ends at 112 units of float32; of float64
+// registers end at 64, and shared memory forward only at 80.
 constexpr BlockVariant kBlockFp32[] = {{512, 0}};
-constexpr BlockVariant kBlockFp64[] = {{320, 0}};
-constexpr BlockVariant kBlockBackwardFp64[] = {{256, 0}};  // shared memory ends at 64 units
+constexpr BlockVariant kBlockFp64[] = {{256, 0}};
 
 // Plans B and C: 8 warps share the k tiles of the block's unit tiles. The more unit tiles, the
 // fewer blocks read each h, and the longer each computes. Where unit_parts > 1 the warps are that
