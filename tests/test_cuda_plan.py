@@ -210,13 +210,13 @@ def test_the_gpu_tests_ask_for_what_fits(plan):
 
     names = {dtype: name for name, (dtype, *_) in ARITHMETICS.items() if name != "tf32"}
     for algorithm, dtype, hidden in sizes():
-        facts = plan(arithmetic=names[dtype], hidden=hidden, batch=19, algorithm=algorithm)
+        facts = plan(arithmetic=names[dtype], hidden=hidden, batch=19, request=algorithm)
         for one in passes(facts):
             assert one["algorithm"] == algorithm, f"{dtype} H={hidden}: {one['unmet']}"
             assert "unmet" not in one
     for algorithm, hidden in (("block", 128), ("cluster", 256), ("grid", 500)):
         for directions in (1, 2):
-            facts = plan(hidden=hidden, batch=70, directions=directions, algorithm=algorithm)
+            facts = plan(hidden=hidden, batch=70, directions=directions, request=algorithm)
             assert {one["algorithm"] for one in passes(facts)} == {algorithm}
 
 
@@ -224,7 +224,7 @@ def test_the_gpu_tests_ask_for_what_fits(plan):
 def test_a_cluster_holds_256_hidden_units_of_16_bits(plan, arithmetic):
     for hidden in range(233, 257):
         for batch in (1, 16, 64):
-            facts = plan(arithmetic=arithmetic, hidden=hidden, batch=batch, algorithm="cluster")
+            facts = plan(arithmetic=arithmetic, hidden=hidden, batch=batch, request="cluster")
             for one in passes(facts):
                 assert one["algorithm"] == "cluster"
                 check_fits(one, DEVICES["cuda:sm_90"], arithmetic, hidden, batch, 1)
@@ -234,12 +234,12 @@ def test_a_request_for_unit_tiles_and_groups(plan):
     for unit_tiles in (1, 2, 4):
         for groups in (1, 2, 4):
             request = f"grid,unit_tiles={unit_tiles},groups={groups}"
-            facts = plan(hidden=256, batch=64, algorithm=request)
+            facts = plan(hidden=256, batch=64, request=request)
             for one in passes(facts):
                 assert (one["algorithm"], one["unit_tiles"], one["groups"]) == (
                     "grid", unit_tiles, groups,
                 )  # fmt: skip
-    facts = plan(hidden=128, batch=64, algorithm="cluster,groups=2")
+    facts = plan(hidden=128, batch=64, request="cluster,groups=2")
     assert [(one["algorithm"], one["groups"]) for one in passes(facts)] == [("cluster", 2)] * 2
 
 
@@ -268,14 +268,14 @@ def test_what_was_asked_for_and_cannot_run(plan, options, reason):
 )
 def test_a_request_that_is_none(plan, text):
     with pytest.raises(ValueError, match="expected block, cluster, grid or steps"):
-        plan(algorithm=text)
+        plan(request=text)
 
 
 def test_a_second_wave_of_clusters_is_charged(plan):
     """15 clusters of 8 blocks are resident on an H100; the others begin when those have ended."""
     request = "cluster,unit_tiles=2,groups={}"
     one, two = (
-        plan(hidden=128, batch=16 * tiles, algorithm=request.format(tiles))["step_us"]
+        plan(hidden=128, batch=16 * tiles, request=request.format(tiles))["step_us"]
         for tiles in (15, 16)
     )
     assert two > 1.9 * one
@@ -284,18 +284,16 @@ def test_a_second_wave_of_clusters_is_charged(plan):
 def test_hops_of_row_tiles_overlap(plan):
     """While the h of one row tile travels, the block computes another one."""
     request = "grid,unit_tiles=2,groups=1"
-    one, two = (
-        plan(hidden=512, batch=16 * tiles, algorithm=request)["step_us"] for tiles in (1, 2)
-    )
+    one, two = (plan(hidden=512, batch=16 * tiles, request=request)["step_us"] for tiles in (1, 2))
     assert two < 1.6 * one
 
 
 def test_the_cost_table_can_be_replaced(plan, extension):
     before = extension.cuda_latencies()
-    estimate = plan(algorithm="grid")["step_us"]
+    estimate = plan(request="grid")["step_us"]
     try:
         extension.cuda_set_latencies({**before, "l2_hop_us": before["l2_hop_us"] + 1})
-        assert plan(algorithm="grid")["step_us"] == pytest.approx(estimate + 1)
+        assert plan(request="grid")["step_us"] == pytest.approx(estimate + 1)
     finally:
         extension.cuda_set_latencies(before)
-    assert plan(algorithm="grid")["step_us"] == estimate
+    assert plan(request="grid")["step_us"] == estimate

@@ -62,7 +62,7 @@ def plan(
         allow_tf32=dtype == "tf32",
         device=device,
         training=True,
-        algorithm=request,
+        request=request,
     )
 
 
