@@ -10,6 +10,7 @@ from fused_lstm import _ops
 from .workload import Workload
 
 PANEL = 64  # columns of a panel that oneDNN's micro-kernel multiplies with
+BEYOND_CACHES = 4  # times the shared cache: hardly any of so much is found in it again
 MATRIX_DTYPES = ("bfloat16", "float16")  # that may have units of their own
 
 
@@ -29,24 +30,19 @@ class Machine:
 @functools.cache
 def machine(dtype: str, threads: int) -> Machine | None:
     """What limits this dtype on this many threads."""
-    measure = getattr(_ops.extension, "machine", None)
-    if measure is None:
+    if _ops.extension is None:
         return None
-    facts = measure(dtype, threads)
+    facts = _ops.extension.cpu_machine(dtype, threads)
     per_second = 1e9 * threads  # from a unit per ns and core
-    peak = max(
-        2 * per_second * facts["multiply_adds_per_ns"],
-        1e9 * (_ops.extension.fma_peak(threads, dtype) or 0),
-        matrix_peak(dtype, threads),
-    )
+    peak = max(1e9 * _ops.extension.fma_peak(threads, dtype), matrix_peak(dtype, threads))
     return Machine(
         threads,
         peak,
         facts["l2_bytes"],
-        facts["shared_cache_bytes"],
-        per_second * facts["l2_bytes_per_ns"],
-        per_second * facts["shared_bytes_per_ns"],
-        per_second * facts["memory_bytes_per_ns"],
+        facts["shared_bytes"],
+        per_second * facts["l2_rate"],
+        per_second * facts["shared_rate" if threads == 1 else "shared_rate_all"],
+        1e9 * _ops.extension.read_rate(BEYOND_CACHES * int(facts["shared_bytes"]), threads),
     )
 
 

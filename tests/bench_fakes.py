@@ -133,18 +133,20 @@ class Extension(SimpleNamespace):
     def __init__(self, **others: object) -> None:
         super().__init__(**others)
 
-    def machine(self, dtype: str, threads: int) -> dict[str, float]:
+    def cpu_machine(self, dtype: str, threads: int) -> dict[str, float]:
         return {
-            "multiply_adds_per_ns": 100.0,
             "l2_bytes": 2**20,
-            "shared_cache_bytes": 2**24,
-            "l2_bytes_per_ns": 50.0,
-            "shared_bytes_per_ns": 20.0,
-            "memory_bytes_per_ns": 5.0,
+            "shared_bytes": 2**24,
+            "l2_rate": 50.0,
+            "shared_rate": 25.0,
+            "shared_rate_all": 20.0,
         }
 
+    def read_rate(self, size: int, threads: int) -> float:
+        return 5.0 * threads
+
     def fma_peak(self, threads: int, dtype: str = "float32") -> float:
-        return 190.0 * threads
+        return 200.0 * threads
 
     def brgemm_rate(
         self, rows: int, columns: int, depth: int, panels: int, dtype: str, threads: int

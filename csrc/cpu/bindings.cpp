@@ -107,6 +107,9 @@ void bind(py::module_& m) {
         "`columns` columns, one after the other, on `threads` threads at once.",
         py::arg("rows"), py::arg("columns"), py::arg("depth"), py::arg("panels"),
         py::arg("dtype") = "float32", py::arg("threads") = 1);
+  m.def("read_rate", &read_rate,
+        "GB/s of `threads` threads at once that read their parts of `bytes` again and again.",
+        py::arg("bytes"), py::arg("threads") = 1);
   m.def("panel_rate", &panel_rate, "The same of this package's kernels.", py::arg("rows"),
         py::arg("depth"), py::arg("panels"), py::arg("dtype") = "float32", py::arg("threads") = 1);
 }

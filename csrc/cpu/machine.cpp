@@ -4,13 +4,10 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <tuple>
-
-#if defined(__linux__)
-#include <unistd.h>
-#endif
 
 #include "team.h"
 #include "workspace.h"
@@ -46,21 +43,20 @@ double fastest_ns(const F& f) {
   return best;
 }
 
-int64_t cache_bytes(int which, int64_t otherwise) {
-#if defined(__linux__)
-  const long size = sysconf(which);
-  if (size > 0) return size;
-#else
-  (void)which;
-#endif
+// Bytes of the first core's cache of this level, as Linux tells them; `otherwise` where it does
+// not.
+int64_t cache_bytes(int level, int64_t otherwise) {
+  const std::string caches = "/sys/devices/system/cpu/cpu0/cache/index";
+  for (int i = 0; i < 8; ++i) {
+    int found = 0;
+    int64_t size = 0;
+    char unit = 0;
+    std::ifstream(caches + std::to_string(i) + "/level") >> found;
+    std::ifstream(caches + std::to_string(i) + "/size") >> size >> unit;
+    if (found == level && size > 0) return size * (unit == 'M' ? 1 << 20 : 1 << 10);
+  }
   return otherwise;
 }
-
-#if defined(__linux__)
-constexpr int kLevel2 = _SC_LEVEL2_CACHE_SIZE, kLevel3 = _SC_LEVEL3_CACHE_SIZE;
-#else
-constexpr int kLevel2 = 0, kLevel3 = 0;
-#endif
 
 // Runs the kernels on memory of its own, all ones.
 template <class T>
@@ -224,8 +220,8 @@ const CpuMachine& without_kernels(int threads) {
   if (found == known.end()) {
     CpuMachine m;
     m.threads = threads;
-    m.l2_bytes = cache_bytes(kLevel2, m.l2_bytes);
-    m.shared_bytes = cache_bytes(kLevel3, m.shared_bytes);
+    m.l2_bytes = cache_bytes(2, m.l2_bytes);
+    m.shared_bytes = cache_bytes(3, m.shared_bytes);
     if (threads > 1) measure_teams(&m);
     found = known.emplace(threads, m).first;
   }

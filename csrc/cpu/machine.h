@@ -40,6 +40,7 @@ struct CpuMachine {
   double l2_rate = 100;
   double shared_rate = 30;  // one core reading alone
   ByTeam shared_rates{30, 30, 2};
+  // Not measured: to fill more than the caches hold would take longer than the plan can save.
   double memory_rate = 6;
 
   // Teams.

@@ -94,6 +94,28 @@ double onednn_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
 
 }  // namespace
 
+double read_rate(int64_t bytes, int threads) {
+  const Kernels<float>& k = kernels<float>();
+  constexpr int64_t kDepth = 256;
+  const int64_t width = 4 * k.lanes, size = width * kDepth;
+  const int64_t panels = std::max<int64_t>(1, bytes / int64_t(sizeof(float)) / size / threads);
+  const std::vector<float> weights(size * panels * threads, 1.0f), row(kDepth, 1.0f);
+  std::vector<float> sums(width * threads);
+  return 1e-9 * best_rate(threads, [&](int rank) {
+           PanelGemm<float, float> g{};
+           g.rows = 1;
+           g.k = kDepth;
+           g.a = {row.data(), kDepth};
+           g.c = {sums.data() + rank * width, width};
+           g.cols = int(width);
+           for (int64_t i = 0; i < panels; ++i) {
+             g.panel = weights.data() + (rank * panels + i) * size;
+             k.gemm(g);
+           }
+           return double(panels * size * int64_t(sizeof(float)));
+         });
+}
+
 double multiply_add_peak(int threads, const std::string& dtype) {
   const DType type = dtype_named(dtype);
   constexpr int64_t kRounds = 100000;

@@ -18,4 +18,7 @@ double brgemm_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
 double panel_rate(int64_t rows, int64_t depth, int64_t panels, const std::string& dtype,
                   int threads);
 
+// GB/s of `threads` threads at once, each reading its part of `bytes` again and again.
+double read_rate(int64_t bytes, int threads);
+
 }  // namespace fused_lstm::cpu

@@ -1,4 +1,4 @@
-// The CUDA kernels of the ops that csrc/ops.cpp defines.
+// The CUDA kernels of the ops that csrc/schema.cpp defines.
 #include <torch/library.h>
 
 #include "cuda/layer/layer.h"
