@@ -1,20 +1,144 @@
-// The ops' schemas. Each device registers its own kernels: csrc/cpu/ops.cpp and
-// csrc/cuda/layer/register.cpp. Gradients are fused_lstm/autograd.py's, above the dispatcher: its
-// autograd keys are passed by, where the default would run a boxed kernel that costs as much as a
-// step of a small layer.
+// The ops: their schemas, and how a call comes to its derivative. Each device registers its own
+// kernels: csrc/cpu/ops.cpp and csrc/cuda/layer/register.cpp.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
+#include "checks.h"
+
+namespace fused_lstm {
+namespace {
+
+using at::Tensor;
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using ForwardOp = Forward(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                          const OptionalTensor&, at::TensorList, c10::List<bool>, bool);
+using BackwardOp = std::vector<Tensor>(const OptionalTensor&, const OptionalTensor&,
+                                       const OptionalTensor&, const Tensor&, const OptionalTensor&,
+                                       const OptionalTensor&, const OptionalTensor&, at::TensorList,
+                                       c10::List<bool>, const Tensor&, const Tensor&, const Tensor&,
+                                       c10::List<bool>);
+using Program = std::tuple<Tensor, Tensor, Tensor>;
+using ProgramOp = Program(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                          const OptionalTensor&, at::TensorList, at::IntArrayRef);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Whether a derivative with respect to the argument is being recorded.
+bool is_recorded(const Tensor& tensor) {
+  return tensor.defined() && ((at::GradMode::is_enabled() && tensor.requires_grad()) ||
+                              tensor._fw_grad(/*level=*/0).defined());
+}
+bool is_recorded(const OptionalTensor& tensor) { return is_given(tensor) && is_recorded(*tensor); }
+bool is_recorded(at::TensorList tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (is_recorded(tensor)) return true;
+  }
+  return false;
+}
+template <class... Tensors>
+bool any_recorded(const Tensors&... tensors) {
+  return (is_recorded(tensors) || ...);
+}
+
+// At autograd's keys a call either is recorded, by fused_lstm/autograd.py, or goes on to its
+// device. Passing these keys by would drop the derivative in silence; a boxed kernel, which is the
+// default, costs as much as a step of a small layer.
+Forward forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                         const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
+                         bool save) {
+  static const auto op = find<ForwardOp>("fused_lstm::lstm_layer");
+  static const auto recorded = find<ForwardOp>("fused_lstm::_lstm_layer_recorded");
+  if (any_recorded(x, h0, c0, weights)) {
+    return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, batch_sizes, h0, c0, weights,
+                       std::move(reverse), save);
+}
+
+std::vector<Tensor> backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& grad_y,
+                                      const OptionalTensor& grad_h_n,
+                                      const OptionalTensor& grad_c_n, const Tensor& x,
+                                      const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                                      const OptionalTensor& c0, at::TensorList weights,
+                                      c10::List<bool> reverse, const Tensor& y, const Tensor& gates,
+                                      const Tensor& c, c10::List<bool> needs) {
+  static const auto op = find<BackwardOp>("fused_lstm::lstm_layer_backward");
+  static const auto recorded = find<BackwardOp>("fused_lstm::_lstm_layer_backward_recorded");
+  if (any_recorded(grad_y, grad_h_n, grad_c_n, x, h0, c0, weights)) {
+    return recorded.call(grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights,
+                         std::move(reverse), y, gates, c, std::move(needs));
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, grad_y, grad_h_n, grad_c_n, x,
+                       batch_sizes, h0, c0, weights, std::move(reverse), y, gates, c,
+                       std::move(needs));
+}
+
+c10::List<bool> as_flags(at::IntArrayRef values) {
+  c10::List<bool> flags;
+  for (const int64_t value : values) flags.push_back(value != 0);
+  return flags;
+}
+
+Program program_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                         const OptionalTensor& c0, at::TensorList weights,
+                         at::IntArrayRef reverse) {
+  static const auto op = find<ProgramOp>("fused_lstm::lstm");
+  static const auto recorded = find<ForwardOp>("fused_lstm::_lstm_layer_recorded");
+  if (any_recorded(x, h0, c0, weights)) {
+    auto [y, h_n, c_n, gates, c] =
+        recorded.call(x, batch_sizes, h0, c0, weights, as_flags(reverse), false);
+    return {y, h_n, c_n};
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, batch_sizes, h0, c0, weights,
+                       reverse);
+}
+
+Program program(const Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                const OptionalTensor& c0, at::TensorList weights, at::IntArrayRef reverse) {
+  static const auto op = find<ForwardOp>("fused_lstm::lstm_layer");
+  auto [y, h_n, c_n, gates, c] = op.call(x, batch_sizes, h0, c0, weights, as_flags(reverse), false);
+  return {y, h_n, c_n};
+}
+
+}  // namespace
+}  // namespace fused_lstm
+
+#define FUSED_LSTM_FORWARD                                                                     \
+  "(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, " \
+  "bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor c)"
+#define FUSED_LSTM_BACKWARD                                                              \
+  "(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, Tensor? batch_sizes, " \
+  "Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, Tensor y, Tensor gates, "   \
+  "Tensor c, bool[] needs) -> Tensor[]"
+
 TORCH_LIBRARY(fused_lstm, m) {
+  m.def("lstm_layer" FUSED_LSTM_FORWARD);
+  m.def("lstm_layer_backward" FUSED_LSTM_BACKWARD);
+  // The same with their derivatives, in Python.
+  m.def("_lstm_layer_recorded" FUSED_LSTM_FORWARD);
+  m.def("_lstm_layer_backward_recorded" FUSED_LSTM_BACKWARD);
+  // The layer in a program: it says nothing of what is saved, in types that every tracer can write.
   m.def(
-      "lstm_layer(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
-      "bool[] reverse, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor c)");
-  m.def(
-      "lstm_layer_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, "
-      "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, Tensor y, "
-      "Tensor gates, Tensor c, bool[] needs) -> Tensor[]");
+      "lstm(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
+      "int[] reverse) -> (Tensor y, Tensor h_n, Tensor c_n)");
 }
 
 TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) {
-  m.impl("lstm_layer", torch::CppFunction::makeFallthrough());
-  m.impl("lstm_layer_backward", torch::CppFunction::makeFallthrough());
+  m.impl("lstm_layer", TORCH_FN(fused_lstm::forward_autograd));
+  m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::backward_autograd));
+  m.impl("lstm", TORCH_FN(fused_lstm::program_autograd));
+}
+
+TORCH_LIBRARY_IMPL(fused_lstm, CompositeExplicitAutograd, m) {
+  m.impl("lstm", TORCH_FN(fused_lstm::program));
 }

@@ -1,5 +1,6 @@
 """A drop-in, faster ``torch.nn.LSTM``."""
 
+from fused_lstm import _program as _program
 from fused_lstm._explain import explain
 from fused_lstm._ops import FusedLSTMWarning
 from fused_lstm._profile import profile

@@ -1,4 +1,4 @@
-"""Loads the compiled extension, gives its ops their fake kernels, and says once why it cannot."""
+"""Loads the compiled extension, names its ops, and says once why it cannot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import warnings
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -129,72 +128,7 @@ def warn_fallback(reason: str) -> None:
         warnings.warn(message, FusedLSTMWarning, stacklevel=3)
 
 
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that carries c: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _fake_forward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    reverse: list[bool],
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    directions = len(reverse)
-    per_direction = len(weights) // directions
-    hidden = weights[0].shape[0] // 4
-    proj = weights[per_direction - 1].shape[0] if per_direction in (3, 5) else hidden
-    if batch_sizes is None:
-        rows, batch = x.shape[0] * x.shape[1], x.shape[1]
-    else:
-        rows = x.shape[0]
-        batch = h0.shape[1] if h0 is not None else int(batch_sizes[0])
-    state = accumulate_dtype(x.dtype)
-    return (
-        x.new_empty((*x.shape[:-1], directions * proj)),
-        x.new_empty((directions, batch, proj)),
-        x.new_empty((directions, batch, hidden)),
-        x.new_empty((directions, rows, 4 * hidden) if save else (0,)),
-        x.new_empty((directions, rows, hidden) if save else (0,), dtype=state),
-    )
-
-
-def _fake_backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    reverse: list[bool],
-    y: Tensor,
-    gates: Tensor,
-    c: Tensor,
-    needs: list[bool],
-) -> list[Tensor]:
-    directions = len(reverse)
-    per_direction = len(weights) // directions
-    hidden = c.shape[-1]
-    proj = y.shape[-1] // directions
-    if h0 is not None:
-        batch = h0.shape[1]
-    elif c0 is not None:
-        batch = c0.shape[1]
-    else:
-        batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-    assert per_direction in (2, 3, 4, 5)
-    shapes = [x.shape, (directions, batch, proj), (directions, batch, hidden)]
-    shapes += [w.shape for w in weights]
-    return [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
-
-
 if extension is not None:
-    torch.library.register_fake("fused_lstm::lstm_layer")(_fake_forward)
-    torch.library.register_fake("fused_lstm::lstm_layer_backward")(_fake_backward)
+    lstm = torch.ops.fused_lstm.lstm.default
     lstm_layer = torch.ops.fused_lstm.lstm_layer.default
     lstm_layer_backward = torch.ops.fused_lstm.lstm_layer_backward.default

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops, reference
+from fused_lstm import _ops, _transforms, batching, per_sample, reference
 
 
 def lstm_layer(
@@ -19,19 +19,31 @@ def lstm_layer(
     weights: Sequence[Tensor],
     reverse: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer, all its directions, by the fused op, or by the reference where it cannot run.
+    """One layer, all its directions, by the fused op.
 
     Shapes are those of :func:`fused_lstm.reference.lstm_layer`. Differentiable in every tensor
-    but ``batch_sizes``, any number of times: the first derivative is the fused backward op, the
-    second and higher ones go through the reference.
+    but ``batch_sizes``, any number of times and by every transform of ``torch.func``: the first
+    derivative is the fused backward op, ``vmap`` has rules of its own, and second derivatives and
+    forward mode go through the reference.
     """
-    reason = _ops.unavailable(x.device.type, x.dtype)
-    if reason is not None:
-        if not _ops.disabled():
-            _ops.warn_fallback(reason)
-        return reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return _ops.lstm(x, batch_sizes, h0, c0, weights, reverse)
+    return run_layer(x, batch_sizes, h0, c0, weights, reverse)
+
+
+def run_layer(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where nothing is being traced, or what is traced is being differentiated."""
+    if _transforms.transformed():
+        return _transformed(x, batch_sizes, h0, c0, weights, reverse)
     if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
-        return _apply(LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)[:3]
+        return apply(LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)[:3]
     return _ops.lstm_layer(x, batch_sizes, h0, c0, weights, reverse, False)[:3]
 
 
@@ -40,14 +52,27 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
-    """``function.apply(*args)``, in eager mode without its binding of default arguments.
+def _transformed(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer under a transform of ``torch.func`` or in forward mode."""
+    if not _transforms.covered():
+        return reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
+    function = LSTMLayer if "Grad" in _transforms.stack() else UnrecordedLSTMLayer
+    return function.apply(x, batch_sizes, h0, c0, reverse, *weights)[:3]
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
+    """``function.apply(*args)`` where no transform is active, without binding default arguments.
 
     That inspects the signature of ``forward`` in every call, which takes longer than a training
     step of a small layer.
     """
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_dynamo_compiling():
-        return function.apply(*args)
     args = torch._functorch.utils.unwrap_dead_wrappers(args)
     return super(torch.autograd.Function, function).apply(*args)
 
@@ -90,16 +115,55 @@ class LSTMLayer(torch.autograd.Function):
         needs = [asked[0], asked[2], asked[3], *asked[5:]]
         if grad_y is None and grad_h_n is None and grad_c_n is None:
             return (None,) * len(asked)
-        # Only with create_graph=True does the backward itself run under grad mode.
-        backward = LSTMLayerBackward.apply if torch.is_grad_enabled() else _backward_op
         found = iter(
-            backward(
+            _backward(
                 grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
                 y, gates, c, ctx.reverse, needs, *weights,
             )
         )  # fmt: skip
         dx, dh0, dc0, *dweights = (next(found) if need else None for need in needs)
         return (dx, None, dh0, dc0, None, *dweights)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+        """All five outputs: a derivative is recorded around the ``vmap``, or inside it."""
+        return batching.members(
+            LSTMLayer.apply, info.batch_size, in_dims, args, lengths=1, weights=5
+        )
+
+
+class UnrecordedLSTMLayer(LSTMLayer):
+    """The same under ``vmap`` alone: what is saved is decided below, where tensors are whole."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+        """Three outputs, and nothing in the place of the other two."""
+        outputs, dims = batching.members(
+            _flat_lstm_layer, info.batch_size, in_dims, args, lengths=1, weights=5
+        )
+        nothing = args[0].new_empty(0)
+        return (*outputs, nothing, nothing), (*dims, None, None)
+
+
+def _flat_lstm_layer(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    reverse: Sequence[bool],
+    *weights: Tensor,
+) -> tuple[Tensor, ...]:
+    return tuple(lstm_layer(x, batch_sizes, h0, c0, weights, reverse))
+
+
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    """The gradients that are needed; takes the arguments of :class:`LSTMLayerBackward`."""
+    if _transforms.transformed() and _transforms.covered():
+        return LSTMLayerBackward.apply(*args)
+    if _transforms.transformed() or _transforms.any_legacy_batched(*args[:3]):
+        return reference_gradients(*args[:7], *args[10:])
+    # Only with create_graph=True does the backward itself run under grad mode.
+    return apply(LSTMLayerBackward, *args) if torch.is_grad_enabled() else _backward_op(*args)
 
 
 def _backward_op(
@@ -149,51 +213,101 @@ class LSTMLayerBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Differentiate the reference's gradients in everything they depend on."""
         asked = ctx.needs_input_grad
-        differentiated = [*asked[0:4], *asked[5:7], *asked[12:]]
-        create_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # A view of its own for each argument: one tensor may be passed twice (tied weights).
-            grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, *weights = (
-                t.view_as(t) if t is not None and t.requires_grad else t for t in ctx.saved_tensors
+        inputs, places = ctx.saved_tensors, [0, 1, 2, 3, 5, 6, *range(12, len(asked))]
+        position = [0, 1, 2, 3, 5, 6, *range(7, len(inputs))]  # of the same in saved_tensors
+        wanted = [(p, k) for p, k in zip(places, position, strict=True) if asked[p]]
+        used = [k for k, grad in enumerate(grads) if grad is not None]
+        if not used:
+            return (None,) * len(asked)
+
+        def first(*differentiated: Tensor) -> tuple[Tensor, ...]:
+            args = list(inputs)
+            for (_, k), t in zip(wanted, differentiated, strict=True):
+                args[k] = t
+            found = reference_gradients(*args[:7], ctx.reverse, ctx.needs, *args[7:])
+            return tuple(found[k] for k in used)
+
+        found = _pull_back(first, [inputs[k] for _, k in wanted], [grads[k] for k in used])
+        result: list[Tensor | None] = [None] * len(asked)
+        for (p, _), grad in zip(wanted, found, strict=True):
+            result[p] = grad
+        return tuple(result)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+        """One fused call where weights are shared, also for the gradients of each member."""
+        size, needs, weights = info.batch_size, args[11], args[12:]
+        places = dict(lengths=4, weights=12)
+        own_gradients = any(needs[3:]) and all(dim is None for dim in in_dims[12:])
+        if not own_gradients or _is_differentiated(args):
+            return batching.members(
+                LSTMLayerBackward.apply, size, in_dims, args, foldable=not own_gradients, **places
             )
-            outputs = reference.lstm_layer(x, batch_sizes, h0, c0, weights, ctx.reverse)
-            first = _grad(
-                outputs,
-                [t for t, need in zip((x, h0, c0, *weights), ctx.needs, strict=True) if need],
-                (grad_y, grad_h_n, grad_c_n),
-                create_graph=True,
-            )
-            inputs = (grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights)
-            found = iter(
-                _grad(
-                    first,
-                    [t for t, need in zip(inputs, differentiated, strict=True) if need],
-                    grads,
-                    create_graph=create_graph,
-                )
-            )
-        d_y, d_h_n, d_c_n, dx, dh0, dc0, *dweights = (
-            next(found) if need else None for need in differentiated
-        )
-        nothing = (None,) * 5  # y, gates, c, reverse, needs
-        return (d_y, d_h_n, d_c_n, dx, None, dh0, dc0, *nothing, *dweights)
+        folded = batching.fold(args, in_dims, size, **places)
+        call = per_sample.Backward(*folded[:7], weights, folded[10], *folded[7:10])
+        return per_sample.mapped(call, size, needs)
 
 
-def _grad(
-    outputs: Sequence[Tensor | None],
-    inputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor | None],
-    create_graph: bool,
-) -> Sequence[Tensor | None]:
-    """``torch.autograd.grad`` of the outputs that have a gradient; None for independent inputs."""
-    pairs = [
-        (output, grad)
-        for output, grad in zip(outputs, grad_outputs, strict=True)
-        if output is not None and output.requires_grad and grad is not None
-    ]
-    if not pairs or not inputs:
-        return [None] * len(inputs)
-    used, used_grads = zip(*pairs, strict=True)
-    return torch.autograd.grad(
-        used, inputs, used_grads, create_graph=create_graph, allow_unused=True
+def _is_differentiated(args: Sequence[Any]) -> bool:
+    """Whether something records a derivative of what is computed from the arguments now."""
+    if _transforms.transformed():
+        return True
+    return torch.is_grad_enabled() and any_requires_grad(
+        *(arg for arg in args if isinstance(arg, Tensor))
     )
+
+
+def reference_gradients(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    reverse: Sequence[bool],
+    needs: Sequence[bool],
+    *weights: Tensor,
+) -> Sequence[Tensor]:
+    """The gradients that are needed, in operations that PyTorch can transform."""
+    grads = (grad_y, grad_h_n, grad_c_n)
+    inputs = (x, h0, c0, *weights)
+
+    def outputs(*differentiated: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(differentiated)
+        x, h0, c0, *weights = (
+            next(rest) if need else t for t, need in zip(inputs, needs, strict=True)
+        )
+        found = reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
+        return tuple(t for t, grad in zip(found, grads, strict=True) if grad is not None)
+
+    wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
+    return _pull_back(outputs, wanted, [grad for grad in grads if grad is not None])
+
+
+def _pull_back(
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Gradients of ``function(*inputs)`` in all inputs; differentiable where grad mode is on."""
+    if torch._C._are_functorch_transforms_active():
+        return torch.func.vjp(function, *inputs)[1](tuple(grads))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A view of its own for each: one tensor may be passed twice (tied weights). It requires a
+        # gradient also where the tensor comes from a transform of torch.func that has ended.
+        inputs = [
+            t.view_as(t) if t.requires_grad else t.view_as(t).requires_grad_() for t in inputs
+        ]
+        pairs = [
+            (output, grad)
+            for output, grad in zip(function(*inputs), grads, strict=True)
+            if output.requires_grad
+        ]
+        if not pairs:
+            return [torch.zeros_like(t) for t in inputs]
+        outputs, grads = zip(*pairs, strict=True)
+        return torch.autograd.grad(
+            outputs, inputs, grads, create_graph=create_graph, materialize_grads=True
+        )

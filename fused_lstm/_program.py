@@ -1,0 +1,226 @@
+"""What PyTorch has to know of the ops: shapes without values, and what ``lstm`` differentiates to.
+
+``fused_lstm::lstm`` is the layer in a program: compiled, exported and traced graphs hold it. It
+says nothing of what is saved; that is decided where a graph is differentiated, or run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_lstm import _ops, _transforms, autograd, batching, reference
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that carries c: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _batch(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
+) -> int | torch.SymInt:
+    """B; of packed input without a state the first of ``batch_sizes``, unseen while tracing."""
+    if batch_sizes is None:
+        return x.shape[1]
+    if h0 is not None or c0 is not None:
+        return (c0 if h0 is None else h0).shape[1]
+    if type(batch_sizes) is Tensor:  # x alone has no values: the meta device
+        return int(batch_sizes[0])
+    return torch.library.get_ctx().new_dynamic_size(min=1)
+
+
+def _fake_forward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check(x, batch_sizes, h0, c0, weights, len(reverse))
+    directions = len(reverse)
+    hidden = weights[0].shape[0] // 4
+    proj = weights[1].shape[1]
+    batch = _batch(x, batch_sizes, h0, c0)
+    rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
+    state = accumulate_dtype(x.dtype)
+    return (
+        x.new_empty((*x.shape[:-1], directions * proj)),
+        x.new_empty((directions, batch, proj)),
+        x.new_empty((directions, batch, hidden)),
+        x.new_empty((directions, rows, 4 * hidden) if save else (0,)),
+        x.new_empty((directions, rows, hidden) if save else (0,), dtype=state),
+    )
+
+
+def _check(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    directions: int,
+) -> None:
+    """What csrc/checks.cpp refuses and shapes without values can tell."""
+    dims = 3 if batch_sizes is None else 2
+    torch._check(x.dim() == dims, lambda: f"fused_lstm: expected {dims}-D x, got {x.dim()}-D")
+    w_ih, w_hh = weights[:2]
+    expected = {"w_ih": (w_ih, (w_hh.shape[0], x.shape[-1]))}
+    if batch_sizes is None:
+        batch, hidden, proj = x.shape[1], w_hh.shape[0] // 4, w_hh.shape[1]
+        expected["h0"] = (h0, (directions, batch, proj))
+        expected["c0"] = (c0, (directions, batch, hidden))
+    for name, (t, shape) in expected.items():
+        torch._check(
+            t is None or tuple(t.shape) == shape,
+            lambda name=name, t=t, shape=shape: (
+                f"fused_lstm: expected {name} of shape {list(shape)}, got {list(t.shape)}"
+            ),
+        )
+    for t in (h0, c0, *weights):
+        torch._check(
+            t is None or (t.dtype == x.dtype and t.device == x.device),
+            lambda t=t: (
+                f"fused_lstm: expected {x.dtype} on {x.device} as x, got {t.dtype} on {t.device}"
+            ),
+        )
+
+
+def _fake_backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    batch = _batch(x, batch_sizes, h0, c0) if needs[1] or needs[2] else 0
+    directions = len(reverse)
+    shapes = [
+        x.shape,
+        (directions, batch, weights[1].shape[1]),
+        (directions, batch, c.shape[-1]),
+        *[w.shape for w in weights],
+    ]
+    return [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
+
+
+def _fake_lstm(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_forward(x, batch_sizes, h0, c0, weights, [r != 0 for r in reverse], False)[:3]
+
+
+def _forward_recorded(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    save: bool,
+) -> tuple[Tensor, ...]:
+    """``lstm_layer`` where a derivative is recorded."""
+    if _transforms.covered():
+        with _transforms.at_one_level():
+            outputs = autograd.apply(autograd.LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)
+    elif save:
+        raise NotImplementedError(
+            "fused_lstm::lstm_layer with save=True has no derivative in forward mode and no second "
+            "one: call fused_lstm.lstm(), which has both"
+        )
+    else:
+        outputs = reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
+    return outputs if save else (*outputs[:3], x.new_empty(0), x.new_empty(0))
+
+
+def _backward_recorded(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    """``lstm_layer_backward`` where a derivative is recorded."""
+    given = (grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0)
+    if _transforms.covered():
+        with _transforms.at_one_level():
+            found = autograd.apply(
+                autograd.LSTMLayerBackward, *given, y, gates, c, reverse, needs, *weights
+            )
+    else:
+        found = autograd.reference_gradients(*given, reverse, needs, *weights)
+    rest = iter(found)
+    return [next(rest) if need else x.new_empty(0) for need in needs]
+
+
+def _vmap_lstm(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+    return _vmap(_ops.lstm, info, in_dims, args, lengths=1, weights=4)
+
+
+def _vmap_forward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+    return _vmap(_ops.lstm_layer, info, in_dims, args, lengths=1, weights=4)
+
+
+def _vmap_backward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+    return _vmap(_ops.lstm_layer_backward, info, in_dims, args, lengths=4, weights=7)
+
+
+def _vmap(
+    op: Any, info: Any, in_dims: tuple, args: Sequence[Any], lengths: int, weights: int
+) -> batching.Mapped:
+    """The rule of an op whose argument ``weights`` is a list: it comes last for the members."""
+
+    def function(*flat: Any) -> tuple[Tensor, ...]:
+        rest = flat[: len(args) - 1]
+        return tuple(op(*rest[:weights], list(flat[len(args) - 1 :]), *rest[weights:]))
+
+    def flat(values: Sequence[Any]) -> list[Any]:
+        return [*values[:weights], *values[weights + 1 :], *values[weights]]
+
+    return batching.members(
+        function,
+        info.batch_size,
+        flat(in_dims),
+        flat(args),
+        lengths=lengths,
+        weights=len(args) - 1,
+    )
+
+
+if _ops.extension is not None:
+    _library = torch.library.Library("fused_lstm", "FRAGMENT")
+    _library.impl("_lstm_layer_recorded", _forward_recorded, "CompositeImplicitAutograd")
+    _library.impl("_lstm_layer_backward_recorded", _backward_recorded, "CompositeImplicitAutograd")
+    for _name, _fake, _rule in (
+        ("lstm", _fake_lstm, _vmap_lstm),
+        ("lstm_layer", _fake_forward, _vmap_forward),
+        ("lstm_layer_backward", _fake_backward, _vmap_backward),
+    ):
+        torch.library.register_fake(f"fused_lstm::{_name}")(_fake)
+        torch.library.register_vmap(f"fused_lstm::{_name}", _rule)

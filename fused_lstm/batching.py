@@ -1,0 +1,85 @@
+"""What ``vmap`` makes of the ops: the mapped dimension joins the batch, or members run in turn.
+
+Inputs and states that are mapped over the same weights are one larger batch: one fused call, with
+V rows in the place of each. Mapped weights are an ensemble of V problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]  # outputs, and where V lies in each
+
+
+def members(
+    function: Callable[..., tuple[Tensor, ...]],
+    size: int,
+    in_dims: Sequence[int | None],
+    args: Sequence[Any],
+    *,
+    lengths: int,
+    weights: int,
+    foldable: bool = True,
+) -> Mapped:
+    """``function`` of ``args`` for each of ``size`` members.
+
+    Args:
+        function: runs one problem. Every tensor that it takes or returns has rows of the batch in
+            its last dimension but one, other than ``batch_sizes`` and the weights.
+        size: V, the number of members.
+        in_dims: the mapped dimension of each argument, or None.
+        args: the arguments, tensors with a dimension of V where ``in_dims`` says so.
+        lengths: where ``batch_sizes`` is in ``args``.
+        weights: where the weights begin; they end with ``args``.
+        foldable: whether shared weights allow one call: what comes back has a row per member.
+
+    Raises:
+        RuntimeError: for mapped ``batch_sizes``: members share the lengths of their sequences.
+    """
+    if in_dims[lengths] is not None:
+        raise RuntimeError(
+            "vmap over batch_sizes: the members of a packed batch must share their lengths"
+        )
+    if not foldable or any(dim is not None for dim in in_dims[weights:]):
+        found = [function(*member(args, in_dims, k)) for k in range(size)]
+        outputs = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+        return outputs, (0,) * len(outputs)
+    return unfold(function(*fold(args, in_dims, size, lengths, weights)), size)
+
+
+def member(args: Sequence[Any], in_dims: Sequence[int | None], k: int) -> list[Any]:
+    """The arguments of member ``k``."""
+    return [
+        arg.select(dim, k) if isinstance(arg, Tensor) and dim is not None else arg
+        for arg, dim in zip(args, in_dims, strict=True)
+    ]
+
+
+def fold(
+    args: Sequence[Any], in_dims: Sequence[int | None], size: int, lengths: int, weights: int
+) -> list[Any]:
+    """Rows ``[..., B, F]`` become ``[..., B*V, F]``: the members of a row lie next to each other.
+
+    So do they in packed input, whose steps keep their order with V times the rows.
+    """
+    folded = list(args)
+    for k, (arg, dim) in enumerate(zip(args[:weights], in_dims[:weights], strict=True)):
+        if k == lengths:
+            folded[k] = None if arg is None else arg * size
+        elif isinstance(arg, Tensor):
+            if dim is None:
+                arg = arg.unsqueeze(-2).expand(*arg.shape[:-1], size, arg.shape[-1])
+            else:
+                arg = arg.movedim(dim, -2)
+            folded[k] = arg.flatten(-3, -2)
+    return folded
+
+
+def unfold(outputs: Sequence[Tensor], size: int) -> Mapped:
+    """The inverse of :func:`fold` for results, as views."""
+    unfolded = tuple(t.unflatten(-2, (t.shape[-2] // size, size)) for t in outputs)
+    return unfolded, tuple(t.dim() - 2 for t in unfolded)

@@ -1,0 +1,200 @@
+"""Gradients of shared weights for each member of a batch of problems, from one fused backward.
+
+Only the recurrence is serial, and it runs for all members together. It gives the gradients d of the
+gates' pre-activations; per member, ``dW_ih = sum_t d_t x_t``, ``dW_hh = sum_t d_t h_{t-1}``, both
+biases have ``sum_t d_t``, and ``dW_hr = sum_t p_t (o_t tanh(c_t))`` with a projection, where p is
+the gradient of the projected h: products with one matrix per member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from fused_lstm import _ops, batching
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Arguments of the backward op, in its order; rows of the V members next to each other."""
+
+    grad_y: Tensor | None
+    grad_h_n: Tensor | None
+    grad_c_n: Tensor | None
+    x: Tensor  # dense [T, B*V, I] or packed [N*V, I]
+    batch_sizes: Tensor | None
+    h0: Tensor | None  # [D, B*V, P]
+    c0: Tensor | None  # [D, B*V, H]
+    weights: Sequence[Tensor]
+    reverse: Sequence[bool]
+    y: Tensor
+    gates: Tensor  # [D, N*V, 4H]
+    c: Tensor  # [D, N*V, H]
+
+    def direction(self, d: int) -> Backward:
+        """The same for one direction alone."""
+        per_direction, size = len(self.weights) // len(self.reverse), self.weights[1].shape[1]
+
+        def columns(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[..., d * size : (d + 1) * size]
+
+        def one(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[d : d + 1]
+
+        return Backward(
+            columns(self.grad_y),
+            one(self.grad_h_n),
+            one(self.grad_c_n),
+            self.x,
+            self.batch_sizes,
+            one(self.h0),
+            one(self.c0),
+            self.weights[d * per_direction : (d + 1) * per_direction],
+            self.reverse[d : d + 1],
+            columns(self.y),
+            one(self.gates),
+            one(self.c),
+        )
+
+
+def gradients(at: Backward, size: int, needs: Sequence[bool]) -> list[Tensor | None]:
+    """What the backward op returns, rows of V members next to each other, weights ``[V, ...]``.
+
+    Args:
+        at: the call; no derivative of the result is recorded.
+        size: V.
+        needs: one flag for x, h0, c0 and each weight.
+
+    Returns:
+        A tensor where ``needs`` says so, else None.
+    """
+    dx, states, per_weight = None, [], []
+    for d in range(len(at.reverse)):
+        one = at.direction(d)
+        d_gates, dh0, dc0 = gate_gradients(one, needs[1:3])
+        states.append((dh0, dc0))
+        count = len(one.weights)
+        asked = needs[3 + d * count : 3 + (d + 1) * count]
+        per_weight += weight_gradients(one, size, d_gates, asked)
+        if needs[0]:
+            part = (d_gates @ one.weights[0]).view(at.x.shape)
+            dx = part if dx is None else dx + part
+    dh0, dc0 = (
+        torch.cat(parts) if need else None
+        for parts, need in zip(zip(*states, strict=True), needs[1:3], strict=True)
+    )
+    return [dx, dh0, dc0, *per_weight]
+
+
+def mapped(at: Backward, size: int, needs: Sequence[bool]) -> batching.Mapped:
+    """The gradients that are needed, and where V lies in each."""
+    found = gradients(at, size, needs)
+    rows, dims = batching.unfold([t for t in found[:3] if t is not None], size)
+    weights = tuple(t for t in found[3:] if t is not None)
+    return (*rows, *weights), (*dims, *[0] * len(weights))
+
+
+def gate_gradients(
+    at: Backward, state_needs: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of one direction's pre-activations ``[N*V, 4H]``, of its h0 and of its c0.
+
+    They are the gradient of an input that enters the gates through the identity.
+    """
+    gates = at.gates[0]
+    in_place_of_x = gates if at.x.dim() == 2 else gates.view(*at.x.shape[:2], gates.shape[-1])
+    identity = torch.eye(gates.shape[-1], dtype=gates.dtype, device=gates.device)
+    weights = [identity, at.weights[1], *at.weights[4 if len(at.weights) > 3 else 2 :]]
+    dx, dh0, dc0, *_ = _ops.lstm_layer_backward(
+        at.grad_y, at.grad_h_n, at.grad_c_n, in_place_of_x, at.batch_sizes, at.h0, at.c0,
+        weights, at.reverse, at.y, at.gates, at.c, [True, *state_needs, *[False] * len(weights)],
+    )  # fmt: skip
+    return dx.flatten(0, -2), dh0 if state_needs[0] else None, dc0 if state_needs[1] else None
+
+
+def weight_gradients(
+    at: Backward, size: int, d_gates: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """``[V, *weight.shape]`` for each weight of one direction that needs it, else None."""
+
+    def by_member(rows: Tensor) -> Tensor:
+        return rows.view(rows.shape[0] // size, size, rows.shape[1])
+
+    def per_member(left: Tensor, right: Tensor) -> Tensor:
+        """``sum_n left[n, v] right[n, v]`` of rows ``[N*V, L]`` and ``[N*V, R]``: ``[V, L, R]``."""
+        return by_member(left).permute(1, 2, 0) @ by_member(right).transpose(0, 1)
+
+    found: list[Tensor | None] = [None] * len(at.weights)
+    if needs[0]:
+        found[0] = per_member(d_gates, at.x.flatten(0, -2))
+    if needs[1]:
+        found[1] = per_member(d_gates, previous_h(at))
+    if len(at.weights) > 3 and (needs[2] or needs[3]):
+        total = by_member(d_gates).sum(0)
+        found[2] = total if needs[2] else None
+        found[3] = total.clone() if needs[3] else None
+    if len(at.weights) % 2 and needs[-1]:
+        found[-1] = per_member(gradient_of_h(at, d_gates), unprojected(at.gates, at.c)[0])
+    return found
+
+
+def previous_h(at: Backward) -> Tensor:
+    """The h that each row's step starts from: ``[N*V, P]``."""
+    y = at.y.flatten(0, -2)
+    rows = rows_per_step(at)
+    h0 = at.h0[0] if at.h0 is not None else y.new_zeros(rows[0], y.shape[1])
+    if at.batch_sizes is not None:
+        return torch.cat([h0, y])[walked_rows(rows, at.reverse[0])[0].to(y.device)]
+    return torch.cat([y[rows[0] :], h0] if at.reverse[0] else [h0, y[: -rows[0]]])
+
+
+def gradient_of_h(at: Backward, d_gates: Tensor) -> Tensor:
+    """Of the projected h of each row, which the output, the step that follows and h_n use."""
+    used_next = d_gates @ at.weights[1]
+    rows = rows_per_step(at)
+    last = (
+        at.grad_h_n[0]
+        if at.grad_h_n is not None
+        else used_next.new_zeros(rows[0], used_next.shape[1])
+    )
+    if at.batch_sizes is None:
+        parts = [last, used_next[: -rows[0]]] if at.reverse[0] else [used_next[rows[0] :], last]
+        d_h = torch.cat(parts)
+    else:
+        previous, ends = (t.to(last.device) for t in walked_rows(rows, at.reverse[0]))
+        d_h = used_next.new_zeros(rows[0] + used_next.shape[0], used_next.shape[1])
+        d_h[previous] = used_next
+        d_h[ends] = last
+        d_h = d_h[rows[0] :]
+    return d_h if at.grad_y is None else d_h + at.grad_y.flatten(0, -2)
+
+
+def unprojected(gates: Tensor, c: Tensor) -> Tensor:
+    """``o tanh(c)``, the output before a projection, from what the forward op saved."""
+    o = gates[..., 3 * c.shape[-1] :]
+    return (o * c.tanh()).to(gates.dtype)
+
+
+def rows_per_step(at: Backward) -> Sequence[int]:
+    """The rows of every step, those of all members; of dense input once."""
+    return [at.x.shape[1]] if at.batch_sizes is None else at.batch_sizes.tolist()
+
+
+def walked_rows(rows_per_step: Sequence[int], backwards: bool) -> tuple[Tensor, Tensor]:
+    """Which row each row's step starts from, and the row that each sequence ends with.
+
+    Rows are numbered in a table of the initial states and then all rows of the output.
+    """
+    offsets = list(accumulate(rows_per_step, initial=rows_per_step[0]))
+    state = torch.arange(rows_per_step[0])  # where the state of each sequence is
+    previous: list[Tensor] = [state] * len(rows_per_step)
+    steps = range(len(rows_per_step))
+    for t in reversed(steps) if backwards else steps:
+        rows = rows_per_step[t]
+        previous[t] = state[:rows].clone()
+        state[:rows] = torch.arange(offsets[t], offsets[t] + rows)
+    return torch.cat(previous), state
