@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,10 @@ def state_dtype(x: Tensor, c0: Tensor | None, dtype: torch.dtype) -> torch.dtype
     if x.device.type != "cpu":
         return dtype if x.dtype != torch.float64 else x.dtype
     return torch.promote_types(dtype, x.dtype if c0 is None else c0.dtype)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Operands already have the dtype that is meant; some device types know no autocast."""
+    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

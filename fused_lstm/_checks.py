@@ -1,80 +1,161 @@
-"""What arguments must be, in the words of ``torch.nn.LSTM`` where it has any."""
+"""What arguments must be, and refusals in the words of the ``torch.nn`` that is running.
+
+The ops check what they are given. Where one refuses, or Python sees what no op would, the checks of
+PyTorch's own layer run on the same arguments to say it: its words and the kinds of its exceptions
+change between releases. Only its checks: past them it may crash on such arguments.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 State = tuple[Tensor, Tensor]
 
 
-def check_input(x: Tensor, dims: int, w_ih: Tensor) -> None:
-    """``x`` must be ``[T, B, I]`` or packed ``[N, I]``, with the dtype and device of ``w_ih``."""
-    if x.dtype != w_ih.dtype:
-        raise ValueError(
-            f"RNN input dtype ({x.dtype}) does not match weight dtype ({w_ih.dtype}). "
-            f"Convert input: input.to({w_ih.dtype}), or convert model: model.to({x.dtype})"
-        )
-    shape, input_size = x.shape, w_ih.shape[1]
-    if len(shape) != dims:
-        raise RuntimeError(f"input must have {dims} dimensions, got {len(shape)}")
-    if shape[-1] != input_size:
-        raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {input_size}, got {shape[-1]}"
-        )
-    if shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if x.device != w_ih.device:
-        raise RuntimeError(_not_the_same("device", x.device, "parameter", w_ih.device))
+def check_shapes(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    groups: int,
+    batch: int | torch.SymInt | None,
+) -> None:
+    """What csrc/checks.cpp refuses, for where it does not run.
 
+    Args:
+        x: dense ``[T, B, I]``, or packed ``[N, I]``.
+        h0: ``[groups, B, P]`` or None.
+        c0: ``[groups, B, H]`` or None.
+        weights: ``w_ih [4H, I]``, ``w_hh [4H, P]`` and so on of the first layer.
+        groups: layers times directions, or directions.
+        batch: B; None where x is packed and tracing cannot see it.
 
-def check_hidden(hx: State, batch: int, params: Sequence[Sequence[Tensor]]) -> None:
-    """``hx`` must have one state per group of ``params``, that is, per layer and direction."""
-    gates, proj = params[0][1].shape
-    expected = ((len(params), batch, proj), (len(params), batch, gates // 4))
-    for k in (0, 1):
-        if hx[k].shape != expected[k]:
-            raise RuntimeError(f"Expected hidden[{k}] size {expected[k]}, got {list(hx[k].shape)}")
-
-
-def check_cell_hidden(x: Tensor, hx: State, hidden_size: int) -> None:
-    """``hx`` must be two of ``[B, H]`` for ``x [B, I]``."""
-    if len(hx) != 2:
-        raise RuntimeError("lstm_cell expects two hidden states")
-    for k, state in enumerate(hx):
-        shape = state.shape
-        if shape[0] != x.shape[0]:
+    Raises:
+        RuntimeError: if something does not fit.
+    """
+    w_ih, w_hh = weights[:2]
+    given = [("w_ih", w_ih, (w_hh.shape[0], x.shape[-1]))]
+    if batch is not None:
+        given.append(("h0", h0, (groups, batch, w_hh.shape[1])))
+        given.append(("c0", c0, (groups, batch, w_hh.shape[0] // 4)))
+    for name, t, shape in given:
+        if t is not None and tuple(t.shape) != shape:
             raise RuntimeError(
-                f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {shape[0]}"
+                f"fused_lstm: expected {name} of shape {list(shape)}, got {list(t.shape)}"
             )
-        if len(shape) == 1:
-            raise RuntimeError(f"hidden{k} must have 2 dimensions for a batched input, got 1")
-        if shape[1] != hidden_size:
+    for t in (h0, c0, *weights):
+        if t is not None and (t.dtype != x.dtype or t.device != x.device):
             raise RuntimeError(
-                f"hidden{k} has inconsistent hidden_size: got {shape[1]}, expected {hidden_size}"
+                f"fused_lstm: expected {x.dtype} on {x.device} as x, got {t.dtype} on {t.device}"
             )
-        if len(shape) == 3:
-            raise RuntimeError(f"hidden{k} must have 1 dimension for an unbatched input, got 2")
 
 
-def check_same(x: Tensor, name: str, *tensors: Tensor) -> None:
-    """Tensors must have the device and dtype of the input."""
-    device, dtype = x.device, x.dtype
-    for t in tensors:
-        if t.device != device:
-            raise RuntimeError(_not_the_same("device", device, name, t.device))
-        if t.dtype != dtype:
-            raise RuntimeError(_not_the_same("dtype", dtype, name, t.dtype))
+def refusal_of_layer(
+    error: Exception,
+    input: Tensor | PackedSequence,
+    hx: State | None,
+    params: Sequence[Sequence[Tensor]],
+    batch_first: bool,
+    bidirectional: bool,
+) -> Exception:
+    """What ``torch.nn.LSTM`` raises for a call; ``error`` where its checks raise nothing."""
+    try:
+        layer = _layer_of(params, batch_first, bidirectional)
+    except Exception:  # no layer has such weights
+        return error
+    packed = isinstance(input, PackedSequence)
+    try:
+        if not packed:
+            layer(input, hx)
+        elif hx is None:
+            layer.check_input(input.data, input.batch_sizes)
+        else:
+            layer.check_forward_args(input.data, hx, input.batch_sizes)
+    except _Passed:
+        pass
+    except Exception as theirs:
+        return theirs
+    x = input.data if packed else input
+    return _difference(x, "parameter", params[0]) or _difference(x, "hidden", hx) or error
 
 
-def _not_the_same(what: str, wanted: object, name: str, found: object) -> str:
-    if what == "device":
-        return (
-            f"Input and {name} tensors are not at the same device, "
-            f"found input tensor at {wanted} and {name} tensor at {found}"
-        )
-    return (
-        f"Input and {name} tensors are not the same dtype, "
-        f"found input tensor with {wanted} and {name} tensor with {found}"
+class _Passed(Exception):
+    """Nothing was wrong."""
+
+
+class _Checks(nn.LSTM):
+    """``nn.LSTM`` up to where it would compute."""
+
+    def check_forward_args(self, *args: Any) -> None:
+        super().check_forward_args(*args)
+        raise _Passed
+
+
+def _layer_of(
+    params: Sequence[Sequence[Tensor]], batch_first: bool, bidirectional: bool
+) -> _Checks:
+    """A layer of PyTorch's over these weights."""
+    (gates, input_size), proj_size = params[0][0].shape, params[0][1].shape[1]
+    layer = _Checks(
+        input_size,
+        gates // 4,
+        len(params) // (2 if bidirectional else 1),
+        bias=len(params[0]) > 3,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        proj_size=proj_size if len(params[0]) % 2 else 0,
+        device="meta",
     )
+    layer._flat_weights = [p for group in params for p in group]
+    return layer
+
+
+def refusal_of_cell(
+    error: Exception, input: Tensor, hx: State | None, weights: Sequence[Tensor]
+) -> Exception:
+    """What ``torch.nn.LSTMCell`` raises for a call; ``error`` where it raises nothing."""
+    states = () if hx is None else hx
+    gates, input_size = weights[0].shape
+    for k, state in enumerate(states):
+        if _fits_by_accident(input, state, gates // 4):
+            return RuntimeError(
+                f"hidden{k} must have {input.dim()} dimensions as the input, got {state.dim()}"
+            )
+    if found := _difference(input, "parameter", weights) or _difference(input, "hidden", states):
+        return found
+    cell = nn.LSTMCell(input_size, gates // 4, bias=len(weights) > 2, device="meta")
+    state = dict(zip(cell._parameters, weights, strict=False))
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(cell, state, (input, hx))
+    except Exception as theirs:
+        return theirs
+    return error
+
+
+def _fits_by_accident(input: Tensor, state: Tensor, hidden_size: int) -> bool:
+    """Whether ``nn.LSTMCell`` lets a state of the wrong rank pass, and may crash on it."""
+    if input.dim() == 1:
+        return state.dim() == 2 and state.shape[0] == hidden_size
+    return state.dim() == 1 and state.shape[0] == input.shape[0]
+
+
+def _difference(x: Tensor, name: str, tensors: Sequence[Tensor] | None) -> RuntimeError | None:
+    """What PyTorch says of tensors on another device than the input, or of another dtype."""
+    for t in tensors or ():
+        if t.device != x.device:
+            return RuntimeError(
+                f"Input and {name} tensors are not at the same device, "
+                f"found input tensor at {x.device} and {name} tensor at {t.device}"
+            )
+        if t.dtype != x.dtype:
+            return RuntimeError(
+                f"Input and {name} tensors are not the same dtype, "
+                f"found input tensor with {x.dtype} and {name} tensor with {t.dtype}"
+            )
+    return None

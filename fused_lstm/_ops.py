@@ -115,11 +115,13 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
 
 
 def warn_fallback(reason: str) -> None:
-    """Warn, once per reason, that the fallback runs.
+    """Warn, once per reason, that the fallback runs, unless ``FUSED_LSTM_DISABLE`` asked for it.
 
     Raises:
         RuntimeError: instead, where ``FUSED_LSTM_STRICT=1``.
     """
+    if _disabled:
+        return
     message = f"fused_lstm runs on its plain PyTorch fallback: {reason}"
     if _switched_on("FUSED_LSTM_STRICT"):
         raise RuntimeError(message + " (FUSED_LSTM_STRICT=1 makes this an error)")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fused_lstm import _ops, _transforms, autograd, batching, reference
+from fused_lstm._checks import check_shapes
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,8 +43,11 @@ def _fake_forward(
     reverse: list[bool],
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(x, batch_sizes, h0, c0, weights, len(reverse))
     directions = len(reverse)
+    dims = 3 if batch_sizes is None else 2
+    if x.dim() != dims:
+        raise RuntimeError(f"fused_lstm: expected {dims}-D x, got {x.dim()}-D")
+    check_shapes(x, h0, c0, weights, directions, x.shape[1] if batch_sizes is None else None)
     hidden = weights[0].shape[0] // 4
     proj = weights[1].shape[1]
     batch = _batch(x, batch_sizes, h0, c0)
@@ -56,39 +60,6 @@ def _fake_forward(
         x.new_empty((directions, rows, 4 * hidden) if save else (0,)),
         x.new_empty((directions, rows, hidden) if save else (0,), dtype=state),
     )
-
-
-def _check(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    directions: int,
-) -> None:
-    """What csrc/checks.cpp refuses and shapes without values can tell."""
-    dims = 3 if batch_sizes is None else 2
-    torch._check(x.dim() == dims, lambda: f"fused_lstm: expected {dims}-D x, got {x.dim()}-D")
-    w_ih, w_hh = weights[:2]
-    expected = {"w_ih": (w_ih, (w_hh.shape[0], x.shape[-1]))}
-    if batch_sizes is None:
-        batch, hidden, proj = x.shape[1], w_hh.shape[0] // 4, w_hh.shape[1]
-        expected["h0"] = (h0, (directions, batch, proj))
-        expected["c0"] = (c0, (directions, batch, hidden))
-    for name, (t, shape) in expected.items():
-        torch._check(
-            t is None or tuple(t.shape) == shape,
-            lambda name=name, t=t, shape=shape: (
-                f"fused_lstm: expected {name} of shape {list(shape)}, got {list(t.shape)}"
-            ),
-        )
-    for t in (h0, c0, *weights):
-        torch._check(
-            t is None or (t.dtype == x.dtype and t.device == x.device),
-            lambda t=t: (
-                f"fused_lstm: expected {x.dtype} on {x.device} as x, got {t.dtype} on {t.device}"
-            ),
-        )
 
 
 def _fake_backward(

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
-from fused_lstm._checks import State, check_cell_hidden, check_same
+from fused_lstm._checks import State, refusal_of_cell
 from fused_lstm.autograd import lstm_layer
+
+_FORWARD = [False]
 
 
 class LSTMCell(torch.nn.RNNCellBase):
@@ -39,50 +42,55 @@ class LSTMCell(torch.nn.RNNCellBase):
         Returns ``(h, c)``, shaped as ``hx``; None for ``hx`` means zeros.
 
         Raises:
-            ValueError, RuntimeError: for shapes, dtypes or devices that do not fit, in the words
-                of ``torch.nn.LSTMCell`` where it has any.
+            ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
+                ``torch.nn.LSTMCell`` of the running release raises, where it does.
         """
-        dims = input.dim()
-        if dims not in (1, 2):
-            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dims}D instead")
-        if hx is not None:
-            for k, state in enumerate(hx):
-                if state.dim() not in (1, 2):
-                    raise ValueError(
-                        f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead"
-                    )
-        if dims == 2:
-            return self._step(input, hx)
-        if hx is not None:
-            hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = self._step(input.unsqueeze(0), hx)
-        return h.squeeze(0), c.squeeze(0)
-
-    def _step(self, x: Tensor, hx: State | None) -> State:
         weights = [self.weight_ih, self.weight_hh]
         if self.bias_ih is not None:
             weights += [self.bias_ih, self.bias_hh]
-        if x.shape[1] != weights[0].shape[1]:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {x.shape[1]} "
-                f"expected {weights[0].shape[1]}"
-            )
-        if hx is not None:
-            check_cell_hidden(x, hx, weights[1].shape[1])
+        try:
+            return _step(input, hx, weights)
+        except RuntimeError as error:
+            if torch.compiler.is_compiling():
+                raise
+            raise refusal_of_cell(error, input, hx, weights) from None
 
-        out_dtype = None
-        dtype = autocast_dtype(x)
-        if dtype is not None:
-            out_dtype = state_dtype(x, None if hx is None else hx[1], dtype)
-            x = autocast(x, dtype)
-            hx = None if hx is None else (autocast(hx[0], dtype), autocast(hx[1], dtype))
-            weights = [autocast(w, dtype) for w in weights]
 
-        check_same(x, "parameter", weights[0])
-        h0 = c0 = None
-        if hx is not None:
-            check_same(x, "hidden", *hx)
-            h0, c0 = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        _, h, c = lstm_layer(x.unsqueeze(0), None, h0, c0, weights, [False])
-        h, c = h.squeeze(0), c.squeeze(0)
-        return (h, c) if out_dtype is None else (h.to(out_dtype), c.to(out_dtype))
+def _step(input: Tensor, hx: State | None, weights: list[Tensor]) -> State:
+    batched = input.dim() == 2
+    if not batched and input.dim() != 1:
+        raise RuntimeError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    h0 = c0 = None
+    if hx is not None:
+        if len(hx) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+        h0, c0 = hx if batched else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+    h, c = _batched_step(input if batched else input.unsqueeze(0), h0, c0, weights)
+    return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+
+def _batched_step(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]) -> State:
+    """``x [B, I]``, ``h0`` and ``c0 [B, H]``, under autocast or not."""
+    dtype = autocast_dtype(x)
+    reason = _ops.unavailable(x.device.type, weights[0].dtype if dtype is None else dtype)
+    if dtype is not None:
+        out_dtype = state_dtype(x, c0, dtype)
+        x, h0, c0 = (None if t is None else autocast(t, dtype) for t in (x, h0, c0))
+        weights = [autocast(w, dtype) for w in weights]
+    h, c = _run(x, h0, c0, weights, reason)
+    return (h, c) if dtype is None else (h.to(out_dtype), c.to(out_dtype))
+
+
+def _run(
+    x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], reason: str | None
+) -> State:
+    layer = lstm_layer
+    if reason is not None:
+        _ops.warn_fallback(reason)
+        if not _transforms.transformed():
+            return fallback.lstm_cell(x, h0, c0, weights)
+        layer = reference.lstm_layer
+    if h0 is not None:
+        h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
+    _, h, c = layer(x.unsqueeze(0), None, h0, c0, weights, _FORWARD)
+    return h.squeeze(0), c.squeeze(0)

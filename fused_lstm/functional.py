@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
-from fused_lstm._checks import State, check_hidden, check_input, check_same
+from fused_lstm._checks import State, refusal_of_layer
 from fused_lstm.autograd import lstm_layer
 
 _FORWARD = [False]
@@ -47,35 +49,47 @@ def lstm(
         All of the input's dtype: float32, float64, bfloat16 or float16.
 
     Raises:
-        ValueError, RuntimeError: for shapes, dtypes or devices that do not fit, in the words of
-            ``torch.nn.LSTM`` where it has any.
+        ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
+            ``torch.nn.LSTM`` of the running release raises, where it does.
     """
     if not training:
         dropout = 0.0
-    if isinstance(input, PackedSequence):
-        return _lstm_packed(input, hx, params, bidirectional, dropout)
-    dims = input.dim()
-    if dims != 3 and dims != 2:
-        raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
-    if hx is not None and (hx[0].dim() != dims or hx[1].dim() != dims):
-        kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
-        raise RuntimeError(
-            f"For {kind} input, hx and cx should also be {dims}-D "
-            f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-        )
-    if dims == 2:
-        x = input.unsqueeze(1)
-        hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-    else:
-        x = input.transpose(0, 1) if batch_first else input
+    try:
+        if isinstance(input, PackedSequence):
+            return _packed(input, hx, params, bidirectional, dropout)
+        return _dense(input, hx, params, batch_first, bidirectional, dropout)
+    except RuntimeError as error:
+        if torch.compiler.is_compiling():
+            raise
+        refusal = refusal_of_layer(error, input, hx, params, batch_first, bidirectional)
+        raise refusal from None
 
-    y, h_n, c_n = _lstm_layers(x, None, hx, params, bidirectional, dropout)
+
+def _dense(
+    input: Tensor,
+    hx: State | None,
+    params: Sequence[Sequence[Tensor]],
+    batch_first: bool,
+    bidirectional: bool,
+    dropout: float,
+) -> tuple[Tensor, State]:
+    dims = input.dim()
+    if dims == 3:
+        x = input.transpose(0, 1) if batch_first else input
+    elif dims == 2:
+        x = input.unsqueeze(1)
+        hx = None if hx is None else tuple(state.unsqueeze(1) for state in hx)
+    else:
+        raise RuntimeError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
+    if x.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    y, h_n, c_n = _layers(x, None, hx, params, bidirectional, dropout)
     if dims == 2:
         return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
     return y.transpose(0, 1) if batch_first else y, (h_n, c_n)
 
 
-def _lstm_packed(
+def _packed(
     input: PackedSequence,
     hx: State | None,
     params: Sequence[Sequence[Tensor]],
@@ -84,15 +98,19 @@ def _lstm_packed(
 ) -> tuple[PackedSequence, State]:
     x, batch_sizes, sorted_indices, unsorted_indices = input
     if hx is not None and sorted_indices is not None:
-        check_hidden(hx, int(batch_sizes[0]), params)
-        hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
-    y, h_n, c_n = _lstm_layers(x, batch_sizes, hx, params, bidirectional, dropout)
+        for state in hx:
+            if state.dim() != 3 or state.shape[1] != sorted_indices.shape[0]:
+                raise RuntimeError(
+                    f"expected hx of {sorted_indices.shape[0]} sequences, got {list(state.shape)}"
+                )
+        hx = tuple(state.index_select(1, sorted_indices) for state in hx)
+    y, h_n, c_n = _layers(x, batch_sizes, hx, params, bidirectional, dropout)
     if unsorted_indices is not None:
         h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
 
 
-def _lstm_layers(
+def _layers(
     x: Tensor,
     batch_sizes: Tensor | None,
     hx: State | None,
@@ -101,14 +119,28 @@ def _lstm_layers(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``x [T, B, I]`` or packed ``[N, I]`` through all layers, under autocast or not."""
+    if hx is not None:
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        if hx[0].shape[0] != len(params) or hx[1].shape[0] != len(params):
+            raise RuntimeError(
+                f"expected a state for each of {len(params)} layers and directions, "
+                f"got {hx[0].shape[0]} and {hx[1].shape[0]}"
+            )
     dtype = autocast_dtype(x)
+    weight = params[0][0]
+    reason = _ops.unavailable(x.device.type, weight.dtype if dtype is None else dtype)
+    run = _fused
+    if reason is not None:
+        _ops.warn_fallback(reason)
+        run = _reference if _transforms.transformed() else fallback.lstm
     if dtype is None:
-        return _checked_layers(x, batch_sizes, hx, params, bidirectional, dropout)
+        return run(x, batch_sizes, hx, params, bidirectional, dropout)
     c_dtype = state_dtype(x, None if hx is None else hx[1], dtype)
     projected = len(params[0]) in (3, 5)
     if batch_sizes is None and not projected and c_dtype != torch.float64:
         c_dtype = dtype  # oneDNN runs this case, with all operands cast
-    y, h_n, c_n = _checked_layers(
+    y, h_n, c_n = run(
         autocast(x, dtype),
         batch_sizes,
         None if hx is None else (autocast(hx[0], dtype), autocast(hx[1], dtype)),
@@ -120,47 +152,35 @@ def _lstm_layers(
     return y.to(y_dtype), h_n.to(y_dtype), c_n.to(c_dtype)
 
 
-def _checked_layers(
+def _fused(
     x: Tensor,
     batch_sizes: Tensor | None,
     hx: State | None,
     params: Sequence[Sequence[Tensor]],
     bidirectional: bool,
     dropout: float,
+    layer: Callable[..., tuple[Tensor, Tensor, Tensor]] = lstm_layer,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_input(x, 3 if batch_sizes is None else 2, params[0][0])
-    h0 = c0 = None
-    if hx is not None:
-        h0, c0 = hx
-        check_hidden(hx, x.shape[1] if batch_sizes is None else int(batch_sizes[0]), params)
-        check_same(x, "hidden", h0, c0)
+    """Layer after layer, with dropout on the output of every layer but the last."""
+    h0, c0 = (None, None) if hx is None else hx
     reverse = _FORWARD
     if bidirectional:
         reverse = _BOTH
         params = [[*params[k], *params[k + 1]] for k in range(0, len(params), 2)]
     if len(params) == 1:
-        return lstm_layer(x, batch_sizes, h0, c0, params[0], reverse)
-    return _stack(x, batch_sizes, h0, c0, params, reverse, dropout)
-
-
-def _stack(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    layers: Sequence[Sequence[Tensor]],
-    reverse: Sequence[bool],
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer after layer, with dropout on the output of every layer but the last."""
-    nothing = [None] * len(layers)
+        return layer(x, batch_sizes, h0, c0, params[0], reverse)
+    nothing = [None] * len(params)
     h0s = nothing if h0 is None else h0.split(len(reverse))
     c0s = nothing if c0 is None else c0.split(len(reverse))
     h_ns, c_ns = [], []
-    for k, weights in enumerate(layers):
+    for k, weights in enumerate(params):
         if k > 0 and dropout > 0:
             x = torch.dropout(x, dropout, True)
-        x, h_n, c_n = lstm_layer(x, batch_sizes, h0s[k], c0s[k], weights, reverse)
+        x, h_n, c_n = layer(x, batch_sizes, h0s[k], c0s[k], weights, reverse)
         h_ns.append(h_n)
         c_ns.append(c_n)
     return x, torch.cat(h_ns), torch.cat(c_ns)
+
+
+def _reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fused(*args, layer=reference.lstm_layer)

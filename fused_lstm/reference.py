@@ -1,17 +1,18 @@
 """The mathematics of one LSTM layer in plain PyTorch.
 
-It runs on any device and dtype and can be differentiated any number of times. It is the fallback
-where the extension cannot run, and what second derivatives go through.
+It runs on any device and dtype and PyTorch can transform it in any way: second derivatives and
+forward mode go through it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fused_lstm._autocast import without_autocast
 
 _HALF_TYPES = (torch.bfloat16, torch.float16)
 
@@ -49,7 +50,7 @@ def lstm_layer(
     rows_per_step = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
 
     ys, h_ns, c_ns = [], [], []
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         for d, backwards in enumerate(reverse):
             y, h_n, c_n = _one_direction(
                 x.flatten(0, 1) if batch_sizes is None else x,
@@ -67,13 +68,6 @@ def lstm_layer(
         if batch_sizes is None:
             y = y.reshape(*x.shape[:2], y.shape[-1])
         return y, torch.stack(h_ns), torch.stack(c_ns)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager:
-    """Operands already have the dtype that is meant; some device types know no autocast."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _one_direction(

@@ -93,7 +93,7 @@ def test_errors_are_those_of_nn_lstm_cell(backend, name):
     ("call", "text"),
     [
         (lambda m: m(state(6, 4), (state(6), state(6))), "hidden0 must have 2 dimensions"),
-        (lambda m: m(state(4), (state(6, 6), state(6, 6))), "hidden0 must have 1 dimension"),
+        (lambda m: m(state(4), (state(6, 6), state(6, 6))), "hidden0 must have 1 dimensions"),
     ],
 )
 def test_states_of_the_wrong_rank_that_fit_by_accident(backend, call, text):

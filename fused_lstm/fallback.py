@@ -1,0 +1,46 @@
+"""PyTorch's own LSTM on the same tensors, for where the extension does not run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fused_lstm._autocast import without_autocast
+from fused_lstm._checks import State, check_shapes
+
+
+def lstm(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    hx: State | None,
+    params: Sequence[Sequence[Tensor]],
+    bidirectional: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All layers of ``x [T, B, I]`` or packed ``[N, I]``; arguments as of ``fused_lstm.lstm``."""
+    batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    if hx is None:
+        gates, proj = params[0][1].shape
+        h0, c0 = (x.new_zeros(len(params), batch, size) for size in (proj, gates // 4))
+        hx = (h0, c0)
+    check_shapes(x, *hx, params[0], len(params), batch)
+    flat = [p for group in params for p in group]
+    layers = len(params) // (2 if bidirectional else 1)
+    # Without dropout, training mode only makes cuDNN keep what backward needs.
+    training = dropout > 0 or torch.is_grad_enabled()
+    options = (len(params[0]) > 3, layers, dropout, training, bidirectional)
+    with without_autocast(x.device.type):
+        if batch_sizes is None:
+            return torch.lstm(x, hx, flat, *options, False)
+        return torch.lstm(x, batch_sizes, hx, flat, *options)
+
+
+def lstm_cell(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> State:
+    """One step of ``x [B, I]`` from ``h0`` and ``c0 [B, H]``."""
+    if h0 is None:
+        h0 = c0 = x.new_zeros(x.shape[0], weights[1].shape[1])
+    check_shapes(x, h0[None], c0[None], weights, 1, x.shape[0])
+    with without_autocast(x.device.type):
+        return torch.lstm_cell(x, (h0, c0), *weights)
