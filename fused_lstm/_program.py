@@ -6,7 +6,6 @@ says nothing of what is saved; that is decided where a graph is differentiated, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,11 @@ from torch import Tensor
 
 from fused_lstm import _ops, _transforms, autograd, batching, reference
 from fused_lstm._checks import check_shapes
+
+_NO_RULE = (
+    "a traced program that saves what backward needs has no derivative in forward mode and no "
+    "second one under torch.func: trace fused_lstm.lstm() without a derivative, which has all"
+)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -113,10 +117,7 @@ def _forward_recorded(
         with _transforms.at_one_level():
             outputs = autograd.apply(autograd.LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)
     elif save:
-        raise NotImplementedError(
-            "fused_lstm::lstm_layer with save=True has no derivative in forward mode and no second "
-            "one: call fused_lstm.lstm(), which has both"
-        )
+        raise NotImplementedError(_NO_RULE)
     else:
         outputs = reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
     return outputs if save else (*outputs[:3], x.new_empty(0), x.new_empty(0))
@@ -138,50 +139,57 @@ def _backward_recorded(
     needs: list[bool],
 ) -> list[Tensor]:
     """``lstm_layer_backward`` where a derivative is recorded."""
-    given = (grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0)
-    if _transforms.covered():
-        with _transforms.at_one_level():
-            found = autograd.apply(
-                autograd.LSTMLayerBackward, *given, y, gates, c, reverse, needs, *weights
-            )
-    else:
-        found = autograd.reference_gradients(*given, reverse, needs, *weights)
+    if not _transforms.covered():
+        raise NotImplementedError(_NO_RULE)
+    with _transforms.at_one_level():
+        found = autograd.apply(
+            autograd.LSTMLayerBackward, grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
+            y, gates, c, reverse, needs, *weights,
+        )  # fmt: skip
     rest = iter(found)
     return [next(rest) if need else x.new_empty(0) for need in needs]
 
 
 def _vmap_lstm(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
-    return _vmap(_ops.lstm, info, in_dims, args, lengths=1, weights=4)
+    *values, weights, reverse = args
+    return batching.members(
+        lambda *args: _ops.lstm(*args[:4], args[4:], reverse),
+        info.batch_size,
+        (*in_dims[:4], *in_dims[4]),
+        (*values, *weights),
+        lengths=1,
+        weights=4,
+    )
 
 
 def _vmap_forward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
-    return _vmap(_ops.lstm_layer, info, in_dims, args, lengths=1, weights=4)
+    *values, weights, reverse, save = args
+    outputs, dims = batching.members(
+        lambda *args: _ops.lstm_layer(*args[:4], args[4:], reverse, save)[: 5 if save else 3],
+        info.batch_size,
+        (*in_dims[:4], *in_dims[4]),
+        (*values, *weights),
+        lengths=1,
+        weights=4,
+    )
+    if save:
+        return outputs, dims
+    return (*outputs, *(args[0].new_empty(0) for _ in range(2))), (*dims, None, None)
 
 
 def _vmap_backward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
-    return _vmap(_ops.lstm_layer_backward, info, in_dims, args, lengths=4, weights=7)
-
-
-def _vmap(
-    op: Any, info: Any, in_dims: tuple, args: Sequence[Any], lengths: int, weights: int
-) -> batching.Mapped:
-    """The rule of an op whose argument ``weights`` is a list: it comes last for the members."""
-
-    def function(*flat: Any) -> tuple[Tensor, ...]:
-        rest = flat[: len(args) - 1]
-        return tuple(op(*rest[:weights], list(flat[len(args) - 1 :]), *rest[weights:]))
-
-    def flat(values: Sequence[Any]) -> list[Any]:
-        return [*values[:weights], *values[weights + 1 :], *values[weights]]
-
-    return batching.members(
-        function,
+    *values, weights, reverse, y, gates, c, needs = args
+    found, dims = batching.backward_members(
         info.batch_size,
-        flat(in_dims),
-        flat(args),
-        lengths=lengths,
-        weights=len(args) - 1,
+        (*in_dims[:7], *in_dims[9:12], *in_dims[7]),
+        (*values, y, gates, c, *weights),
+        reverse,
+        needs,
     )
+    rest = iter(zip(found, dims, strict=True))
+    nothing = (args[3].new_empty(0), None)
+    grads, dims = zip(*(next(rest) if need else nothing for need in needs), strict=True)
+    return list(grads), list(dims)
 
 
 if _ops.extension is not None:

@@ -1,31 +1,26 @@
-"""Which of PyTorch's function transforms are active around a call, asked of PyTorch itself.
+"""Which of PyTorch's transforms are active around a call, asked of PyTorch itself.
 
-Nothing of this is public in PyTorch. Where a release lacks the names imported here, every call
-under a transform of ``torch.func`` goes through the reference: right, and slower.
+Nothing of this is public in PyTorch. Where a release lacks the names imported here, derivatives
+under a transform of ``torch.func`` go through the reference: right, and slower.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
 
 try:
-    from torch._C._functorch import TransformType, get_interpreter_stack
-except ImportError:
-    TransformType = get_interpreter_stack = None
-
-try:
+    from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
     from torch._functorch.utils import enable_single_level_autograd_function
+    from torch.autograd.forward_ad import _set_fwd_grad_enabled
 except ImportError:
-    enable_single_level_autograd_function = None
-
-try:
-    from torch._C._functorch import is_legacy_batchedtensor
-except ImportError:
+    get_interpreter_stack = None
 
     def is_legacy_batchedtensor(tensor: torch.Tensor) -> bool:
+        """Unknown, so that the call fails in PyTorch's words."""
         return False
 
 
@@ -34,29 +29,27 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def stack() -> tuple[str, ...] | None:
-    """Names of the active transforms of ``torch.func``, outermost first; None if unknown.
+def stack() -> tuple[str, ...]:
+    """Names of the active transforms of ``torch.func``, outermost first.
 
-    They are "Grad", "Vmap", "Jvp" and "Functionalize".
+    They are "Grad", "Vmap", "Jvp" and "Functionalize"; "Unknown" where they cannot be had.
     """
     if not torch._C._are_functorch_transforms_active():
         return ()
     if get_interpreter_stack is None:
-        return None
+        return ("Unknown",)
     return tuple(transform.key().name for transform in get_interpreter_stack())
 
 
 def covered() -> bool:
-    """Whether the fused functions have rules for all that is active: any vmap, and one grad.
+    """Whether the fused functions give the derivative here: of one grad, and any vmap around it.
 
-    Forward mode, second derivatives and functionalization go through the reference, whose
-    operations PyTorch transforms by itself.
+    Forward mode and derivatives of derivatives go through the reference, whose operations PyTorch
+    transforms by itself.
     """
-    names = stack()
-    if names is None or enable_single_level_autograd_function is None:
-        return False
     if forward_ad._current_level >= 0:
         return False
+    names = stack()
     return set(names) <= {"Grad", "Vmap"} and names.count("Grad") <= 1
 
 
@@ -65,6 +58,23 @@ def at_one_level() -> AbstractContextManager:
     if not torch._C._are_functorch_transforms_active():
         return nullcontext()
     return enable_single_level_autograd_function()
+
+
+@contextmanager
+def _recording_below() -> Iterator[None]:
+    with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        yield
+
+
+def below_this_level() -> AbstractContextManager:
+    """For the ``forward`` of such a function, which runs without recording.
+
+    The levels below this one, and plain autograd below them all, may have a derivative of their
+    own to record.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return nullcontext()
+    return _recording_below()
 
 
 def any_legacy_batched(*tensors: torch.Tensor | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops, _transforms, batching, per_sample, reference
+from fused_lstm import _ops, _transforms, reference
 
 
 def lstm_layer(
@@ -23,28 +23,19 @@ def lstm_layer(
 
     Shapes are those of :func:`fused_lstm.reference.lstm_layer`. Differentiable in every tensor
     but ``batch_sizes``, any number of times and by every transform of ``torch.func``: the first
-    derivative is the fused backward op, ``vmap`` has rules of its own, and second derivatives and
-    forward mode go through the reference.
+    derivative is the fused backward op, ``vmap`` has rules of its own (``batching.py``), and second
+    derivatives and forward mode go through the reference.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return _ops.lstm(x, batch_sizes, h0, c0, weights, reverse)
-    return run_layer(x, batch_sizes, h0, c0, weights, reverse)
-
-
-def run_layer(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    reverse: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same where nothing is being traced, or what is traced is being differentiated."""
-    if _transforms.transformed():
-        return _transformed(x, batch_sizes, h0, c0, weights, reverse)
-    if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
+    if torch.is_grad_enabled() and _is_plain() and any_requires_grad(x, h0, c0, *weights):
         return apply(LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)[:3]
-    return _ops.lstm_layer(x, batch_sizes, h0, c0, weights, reverse, False)[:3]
+    return _ops.lstm(x, batch_sizes, h0, c0, weights, reverse)
+
+
+def _is_plain() -> bool:
+    """Whether nothing but eager autograd can be at work, so that no other has to be asked."""
+    return not (
+        _transforms.transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    )
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -52,23 +43,8 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _transformed(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    reverse: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The layer under a transform of ``torch.func`` or in forward mode."""
-    if not _transforms.covered():
-        return reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
-    function = LSTMLayer if "Grad" in _transforms.stack() else UnrecordedLSTMLayer
-    return function.apply(x, batch_sizes, h0, c0, reverse, *weights)[:3]
-
-
 def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
-    """``function.apply(*args)`` where no transform is active, without binding default arguments.
+    """``function.apply(*args)`` at the level at hand, without binding default arguments.
 
     That inspects the signature of ``forward`` in every call, which takes longer than a training
     step of a small layer.
@@ -94,7 +70,8 @@ class LSTMLayer(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         """Run the forward op, saving what its backward needs."""
-        return tuple(_ops.lstm_layer(x, batch_sizes, h0, c0, weights, reverse, True))
+        with _transforms.below_this_level():
+            return tuple(_ops.lstm_layer(x, batch_sizes, h0, c0, weights, reverse, True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -115,55 +92,23 @@ class LSTMLayer(torch.autograd.Function):
         needs = [asked[0], asked[2], asked[3], *asked[5:]]
         if grad_y is None and grad_h_n is None and grad_c_n is None:
             return (None,) * len(asked)
-        found = iter(
-            _backward(
+        if _transforms.any_legacy_batched(*grads[:3]) or not _transforms.covered():
+            found = iter(
+                reference_gradients(
+                    grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
+                    ctx.reverse, needs, *weights,
+                )
+            )  # fmt: skip
+            dx, dh0, dc0, *dweights = (next(found) if need else None for need in needs)
+        else:
+            found = _ops.lstm_layer_backward(
                 grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
-                y, gates, c, ctx.reverse, needs, *weights,
+                weights, ctx.reverse, y, gates, c, needs,
+            )  # fmt: skip
+            dx, dh0, dc0, *dweights = (
+                grad if need else None for grad, need in zip(found, needs, strict=True)
             )
-        )  # fmt: skip
-        dx, dh0, dc0, *dweights = (next(found) if need else None for need in needs)
         return (dx, None, dh0, dc0, None, *dweights)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
-        """All five outputs: a derivative is recorded around the ``vmap``, or inside it."""
-        return batching.members(
-            LSTMLayer.apply, info.batch_size, in_dims, args, lengths=1, weights=5
-        )
-
-
-class UnrecordedLSTMLayer(LSTMLayer):
-    """The same under ``vmap`` alone: what is saved is decided below, where tensors are whole."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
-        """Three outputs, and nothing in the place of the other two."""
-        outputs, dims = batching.members(
-            _flat_lstm_layer, info.batch_size, in_dims, args, lengths=1, weights=5
-        )
-        nothing = args[0].new_empty(0)
-        return (*outputs, nothing, nothing), (*dims, None, None)
-
-
-def _flat_lstm_layer(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    reverse: Sequence[bool],
-    *weights: Tensor,
-) -> tuple[Tensor, ...]:
-    return tuple(lstm_layer(x, batch_sizes, h0, c0, weights, reverse))
-
-
-def _backward(*args: Any) -> tuple[Tensor, ...]:
-    """The gradients that are needed; takes the arguments of :class:`LSTMLayerBackward`."""
-    if _transforms.transformed() and _transforms.covered():
-        return LSTMLayerBackward.apply(*args)
-    if _transforms.transformed() or _transforms.any_legacy_batched(*args[:3]):
-        return reference_gradients(*args[:7], *args[10:])
-    # Only with create_graph=True does the backward itself run under grad mode.
-    return apply(LSTMLayerBackward, *args) if torch.is_grad_enabled() else _backward_op(*args)
 
 
 def _backward_op(
@@ -182,10 +127,11 @@ def _backward_op(
     *weights: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients that are needed, in the order of ``[x, h0, c0, *weights]``."""
-    grads = _ops.lstm_layer_backward(
-        grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
-        weights, reverse, y, gates, c, needs,
-    )  # fmt: skip
+    with _transforms.below_this_level():
+        grads = _ops.lstm_layer_backward(
+            grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
+            weights, reverse, y, gates, c, needs,
+        )  # fmt: skip
     return tuple(grad for grad, need in zip(grads, needs, strict=True) if need)
 
 
@@ -232,29 +178,6 @@ class LSTMLayerBackward(torch.autograd.Function):
         for (p, _), grad in zip(wanted, found, strict=True):
             result[p] = grad
         return tuple(result)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
-        """One fused call where weights are shared, also for the gradients of each member."""
-        size, needs, weights = info.batch_size, args[11], args[12:]
-        places = dict(lengths=4, weights=12)
-        own_gradients = any(needs[3:]) and all(dim is None for dim in in_dims[12:])
-        if not own_gradients or _is_differentiated(args):
-            return batching.members(
-                LSTMLayerBackward.apply, size, in_dims, args, foldable=not own_gradients, **places
-            )
-        folded = batching.fold(args, in_dims, size, **places)
-        call = per_sample.Backward(*folded[:7], weights, folded[10], *folded[7:10])
-        return per_sample.mapped(call, size, needs)
-
-
-def _is_differentiated(args: Sequence[Any]) -> bool:
-    """Whether something records a derivative of what is computed from the arguments now."""
-    if _transforms.transformed():
-        return True
-    return torch.is_grad_enabled() and any_requires_grad(
-        *(arg for arg in args if isinstance(arg, Tensor))
-    )
 
 
 def reference_gradients(

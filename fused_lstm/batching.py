@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from fused_lstm import _ops, _transforms, per_sample
 
 Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]  # outputs, and where V lies in each
 
@@ -83,3 +86,45 @@ def unfold(outputs: Sequence[Tensor], size: int) -> Mapped:
     """The inverse of :func:`fold` for results, as views."""
     unfolded = tuple(t.unflatten(-2, (t.shape[-2] // size, size)) for t in outputs)
     return unfolded, tuple(t.dim() - 2 for t in unfolded)
+
+
+def backward_members(
+    size: int,
+    in_dims: Sequence[int | None],
+    args: Sequence[Any],
+    reverse: Sequence[bool],
+    needs: Sequence[bool],
+) -> Mapped:
+    """The gradients that are needed, for each of ``size`` members.
+
+    Args:
+        size: V, the number of members.
+        in_dims: the mapped dimension of each argument, or None.
+        args: ``grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, y, gates, c, *weights``, tensors
+            with a dimension of V where ``in_dims`` says so.
+        reverse: one flag per direction: whether it walks time backwards.
+        needs: one flag for x, h0, c0 and each weight.
+    """
+
+    def backward(*args: Any) -> tuple[Tensor, ...]:
+        grads = _ops.lstm_layer_backward(*args[:7], args[10:], reverse, *args[7:10], needs)
+        return tuple(grad for grad, need in zip(grads, needs, strict=True) if need)
+
+    places = dict(lengths=4, weights=10)
+    shared = all(dim is None for dim in in_dims[10:])
+    own_gradients = shared and any(needs[3:])
+    if own_gradients and not _is_recorded(args):
+        folded = fold(args, in_dims, size, **places)
+        call = per_sample.Backward(*folded[:7], args[10:], reverse, *folded[7:10])
+        *rows, weights = per_sample.gradients(call, size, needs)
+        rows, dims = unfold([t for t in rows if t is not None], size)
+        return (*rows, *weights), (*dims, *[0] * len(weights))
+    return members(backward, size, in_dims, args, foldable=not own_gradients, **places)
+
+
+def _is_recorded(args: Sequence[Any]) -> bool:
+    """Whether something below this vmap records a derivative of what the arguments give."""
+    if len(_transforms.stack()) > 1 or forward_ad._current_level >= 0:
+        return True
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

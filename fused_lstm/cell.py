@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
 from fused_lstm._checks import State, refusal_of_cell
+from fused_lstm._tracing import leaf_call, refuse_script
 from fused_lstm.autograd import lstm_layer
 
 _FORWARD = [False]
@@ -45,6 +47,8 @@ class LSTMCell(torch.nn.RNNCellBase):
             ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
                 ``torch.nn.LSTMCell`` of the running release raises, where it does.
         """
+        if isinstance(input, Proxy):
+            return leaf_call(self, input, hx)
         weights = [self.weight_ih, self.weight_hh]
         if self.bias_ih is not None:
             weights += [self.bias_ih, self.bias_hh]
@@ -54,6 +58,8 @@ class LSTMCell(torch.nn.RNNCellBase):
             if torch.compiler.is_compiling():
                 raise
             raise refusal_of_cell(error, input, hx, weights) from None
+
+    __prepare_scriptable__ = refuse_script
 
 
 def _step(input: Tensor, hx: State | None, weights: list[Tensor]) -> State:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm._checks import State
+from fused_lstm._tracing import leaf_call, refuse_script
 from fused_lstm.functional import lstm
 
 
@@ -66,6 +68,8 @@ class LSTM(torch.nn.RNNBase):
 
         Returns ``(output, (h_n, c_n))``; :func:`fused_lstm.lstm` has the shapes and the errors.
         """
+        if isinstance(input, Proxy):
+            return leaf_call(self, input, hx)
         return lstm(
             input,
             hx,
@@ -89,13 +93,27 @@ class LSTM(torch.nn.RNNBase):
             return self.all_weights
 
     @property
-    def _flat_weights(self) -> list[Tensor | None]:
+    def _flat_weights(self) -> _FlatWeights:
         """The weights in one list, as ``RNNBase`` names them; never kept, so never out of date."""
-        return [getattr(self, name, None) for name in self._flat_weights_names]
+        return _FlatWeights(self)
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
-        pass
+        current = self._flat_weights
+        for k, weight in enumerate(weights):
+            if weight is not current[k]:
+                current[k] = weight
+
+    def _init_flat_weights(self) -> None:
+        """Do nothing: there is no list to bring up to date."""
+
+    def _weights_have_changed(self) -> bool:
+        """Since the list was brought up to date, which it always is."""
+        return False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As of any module: ``RNNBase`` would bring its list of weights up to date here."""
+        torch.nn.Module.__setattr__(self, name, value)
 
     # For subclasses with a forward of their own: nn.LSTM's, on the state of two tensors.
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
@@ -104,3 +122,25 @@ class LSTM(torch.nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels read the weights wherever they lie."""
+
+    __prepare_scriptable__ = refuse_script
+
+
+class _FlatWeights(list):
+    """The weights of a layer in order. To assign to one is to assign to the layer by its name."""
+
+    def __init__(self, layer: LSTM) -> None:
+        super().__init__(getattr(layer, name, None) for name in layer._flat_weights_names)
+        self._layer = layer
+
+    def __setitem__(self, k: Any, weight: Any) -> None:
+        """Set the layer's attribute.
+
+        Raises:
+            TypeError: for a plain tensor in the place of a parameter, as from any module: delete
+                the parameter first, then set the attribute.
+        """
+        if isinstance(k, slice):
+            raise TypeError("assign to the weights of a fused_lstm.LSTM one by one, or by name")
+        setattr(self._layer, self._layer._flat_weights_names[k], weight)
+        super().__setitem__(k, weight)

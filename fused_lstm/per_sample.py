@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops, batching
+from fused_lstm import _ops
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ class Backward:
         )
 
 
-def gradients(at: Backward, size: int, needs: Sequence[bool]) -> list[Tensor | None]:
-    """What the backward op returns, rows of V members next to each other, weights ``[V, ...]``.
+def gradients(
+    at: Backward, size: int, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor]]:
+    """What the backward op returns, but with a gradient of each weight for each member.
 
     Args:
         at: the call; no derivative of the result is recorded.
@@ -70,16 +72,17 @@ def gradients(at: Backward, size: int, needs: Sequence[bool]) -> list[Tensor | N
         needs: one flag for x, h0, c0 and each weight.
 
     Returns:
-        A tensor where ``needs`` says so, else None.
+        The gradients of x, h0 and c0, rows of V members next to each other, None where not needed;
+        and ``[V, *weight.shape]`` for each weight that needs it.
     """
-    dx, states, per_weight = None, [], []
+    dx, states, weights = None, [], []
     for d in range(len(at.reverse)):
         one = at.direction(d)
         d_gates, dh0, dc0 = gate_gradients(one, needs[1:3])
         states.append((dh0, dc0))
         count = len(one.weights)
         asked = needs[3 + d * count : 3 + (d + 1) * count]
-        per_weight += weight_gradients(one, size, d_gates, asked)
+        weights += weight_gradients(one, size, d_gates, asked)
         if needs[0]:
             part = (d_gates @ one.weights[0]).view(at.x.shape)
             dx = part if dx is None else dx + part
@@ -87,15 +90,7 @@ def gradients(at: Backward, size: int, needs: Sequence[bool]) -> list[Tensor | N
         torch.cat(parts) if need else None
         for parts, need in zip(zip(*states, strict=True), needs[1:3], strict=True)
     )
-    return [dx, dh0, dc0, *per_weight]
-
-
-def mapped(at: Backward, size: int, needs: Sequence[bool]) -> batching.Mapped:
-    """The gradients that are needed, and where V lies in each."""
-    found = gradients(at, size, needs)
-    rows, dims = batching.unfold([t for t in found[:3] if t is not None], size)
-    weights = tuple(t for t in found[3:] if t is not None)
-    return (*rows, *weights), (*dims, *[0] * len(weights))
+    return dx, dh0, dc0, weights
 
 
 def gate_gradients(
@@ -118,8 +113,8 @@ def gate_gradients(
 
 def weight_gradients(
     at: Backward, size: int, d_gates: Tensor, needs: Sequence[bool]
-) -> list[Tensor | None]:
-    """``[V, *weight.shape]`` for each weight of one direction that needs it, else None."""
+) -> list[Tensor]:
+    """``[V, *weight.shape]`` for each weight of one direction that needs it."""
 
     def by_member(rows: Tensor) -> Tensor:
         return rows.view(rows.shape[0] // size, size, rows.shape[1])
@@ -128,17 +123,16 @@ def weight_gradients(
         """``sum_n left[n, v] right[n, v]`` of rows ``[N*V, L]`` and ``[N*V, R]``: ``[V, L, R]``."""
         return by_member(left).permute(1, 2, 0) @ by_member(right).transpose(0, 1)
 
-    found: list[Tensor | None] = [None] * len(at.weights)
+    found = []
     if needs[0]:
-        found[0] = per_member(d_gates, at.x.flatten(0, -2))
+        found.append(per_member(d_gates, at.x.flatten(0, -2)))
     if needs[1]:
-        found[1] = per_member(d_gates, previous_h(at))
+        found.append(per_member(d_gates, previous_h(at)))
     if len(at.weights) > 3 and (needs[2] or needs[3]):
         total = by_member(d_gates).sum(0)
-        found[2] = total if needs[2] else None
-        found[3] = total.clone() if needs[3] else None
+        found += [total.clone() for need in needs[2:4] if need]
     if len(at.weights) % 2 and needs[-1]:
-        found[-1] = per_member(gradient_of_h(at, d_gates), unprojected(at.gates, at.c)[0])
+        found.append(per_member(gradient_of_h(at, d_gates), unprojected(at.gates, at.c)[0]))
     return found
 
 
