@@ -49,7 +49,7 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
         f"{module}: {steps} steps, batch {batch}{' (packed)' if batch_sizes else ''}, "
         f"{_name(dtype)} on {where}, {'gradients recorded' if training else 'inference'}"
     ]
-    reason = _ops.unavailable(data.device.type, dtype)
+    reason = _ops.unavailable(data.device, dtype)
     if reason is not None:
         return "\n".join([*lines, f"  every layer: plain PyTorch: {reason}"])
 

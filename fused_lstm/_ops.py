@@ -50,7 +50,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
 extension, _load_error = _load()
 _disabled = _switched_on("FUSED_LSTM_DISABLE")
 _build_info: dict[str, str] = {} if extension is None else extension.build_info()
-_reasons: dict[tuple[str, torch.dtype], str | None] = {}
+_reasons: dict[tuple[torch.device | str, torch.dtype], str | None] = {}
 _warned: set[str] = set()
 
 
@@ -59,11 +59,11 @@ def disabled() -> bool:
     return _disabled
 
 
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the fused op cannot run for this device type and dtype; None where it can."""
-    key = (device_type, dtype)
+def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """Why the fused op cannot run for this device and dtype; None where it can."""
+    key = (device, dtype)
     if key not in _reasons:
-        _reasons[key] = _find_reason(device_type, dtype)
+        _reasons[key] = _find_reason(torch.device(device).type, dtype)
     return _reasons[key]
 
 
@@ -132,5 +132,6 @@ def warn_fallback(reason: str) -> None:
 
 if extension is not None:
     lstm = torch.ops.fused_lstm.lstm.default
+    lstm_cell = torch.ops.fused_lstm.lstm_cell.default
     lstm_layer = torch.ops.fused_lstm.lstm_layer.default
     lstm_layer_backward = torch.ops.fused_lstm.lstm_layer_backward.default

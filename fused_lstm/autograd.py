@@ -49,8 +49,7 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, 
     That inspects the signature of ``forward`` in every call, which takes longer than a training
     step of a small layer.
     """
-    args = torch._functorch.utils.unwrap_dead_wrappers(args)
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*_transforms.unwrap_dead_wrappers(args))
 
 
 class LSTMLayer(torch.autograd.Function):
@@ -78,6 +77,10 @@ class LSTMLayer(torch.autograd.Function):
         """Save by ``save_for_backward`` only: hooks and in-place checks then see every tensor."""
         x, batch_sizes, h0, c0, reverse, *weights = inputs
         y, _, _, gates, c = output
+        ctx.watch = None
+        if _may_change_in_place(y, batch_sizes, len(weights) // len(reverse)):
+            ctx.watch = _Watch(y)
+            y = y.data
         ctx.mark_non_differentiable(gates, c)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, batch_sizes, h0, c0, y, gates, c, *weights)
@@ -92,6 +95,8 @@ class LSTMLayer(torch.autograd.Function):
         needs = [asked[0], asked[2], asked[3], *asked[5:]]
         if grad_y is None and grad_h_n is None and grad_c_n is None:
             return (None,) * len(asked)
+        if ctx.watch is not None and ctx.watch.changed():
+            y = reference.output_of(gates, c, weights, len(ctx.reverse)).view_as(y)
         if _transforms.any_legacy_batched(*grads[:3]) or not _transforms.covered():
             found = iter(
                 reference_gradients(
@@ -109,6 +114,30 @@ class LSTMLayer(torch.autograd.Function):
                 grad if need else None for grad, need in zip(found, needs, strict=True)
             )
         return (dx, None, dh0, dc0, None, *dweights)
+
+
+def _may_change_in_place(y: Tensor, batch_sizes: Tensor | None, per_direction: int) -> bool:
+    """Whether a caller may change the output before backward, as that of ``torch.nn.LSTM``.
+
+    There it may not where oneDNN runs, which saves the output too: dense, without a projection, in
+    float32 and bfloat16.
+    """
+    if type(y) is not Tensor or torch._C._are_functorch_transforms_active():
+        return False  # traced or transformed: no tensor that a caller sees
+    dense = batch_sizes is None and per_direction in (2, 4)
+    return not dense or y.dtype not in (torch.float32, torch.bfloat16)
+
+
+class _Watch:
+    """Tells whether a tensor was changed in place, and keeps nothing of its memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._alias = tensor.detach()  # has the tensor's own version counter
+        self._alias.data = tensor.new_empty(0)  # and no longer its memory
+        self._version = self._alias._version
+
+    def changed(self) -> bool:
+        return self._alias._version != self._version
 
 
 def _backward_op(
@@ -193,8 +222,11 @@ def reference_gradients(
     *weights: Tensor,
 ) -> Sequence[Tensor]:
     """The gradients that are needed, in operations that PyTorch can transform."""
-    grads = (grad_y, grad_h_n, grad_c_n)
-    inputs = (x, h0, c0, *weights)
+    # What a transform saved that has ended meanwhile.
+    unwrapped = _transforms.unwrap_dead_wrappers(
+        (grad_y, grad_h_n, grad_c_n, batch_sizes, x, h0, c0, *weights)
+    )
+    grads, batch_sizes, inputs = unwrapped[:3], unwrapped[3], unwrapped[4:]
 
     def outputs(*differentiated: Tensor) -> tuple[Tensor, ...]:
         rest = iter(differentiated)

@@ -12,9 +12,9 @@ from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
 from fused_lstm._checks import State, refusal_of_cell
 from fused_lstm._tracing import leaf_call, refuse_script
-from fused_lstm.autograd import lstm_layer
 
 _FORWARD = [False]
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class LSTMCell(torch.nn.RNNCellBase):
@@ -49,15 +49,21 @@ class LSTMCell(torch.nn.RNNCellBase):
         """
         if isinstance(input, Proxy):
             return leaf_call(self, input, hx)
-        weights = [self.weight_ih, self.weight_hh]
-        if self.bias_ih is not None:
-            weights += [self.bias_ih, self.bias_hh]
+        weights = self._weights()
         try:
             return _step(input, hx, weights)
         except RuntimeError as error:
             if torch.compiler.is_compiling():
                 raise
             raise refusal_of_cell(error, input, hx, weights) from None
+
+    def _weights(self) -> list[Tensor]:
+        """The weights there are, looked up by name in each call as those of ``LSTM``."""
+        try:
+            found = [self._parameters[name] for name in _NAMES]
+        except KeyError:  # parametrized
+            found = [getattr(self, name) for name in _NAMES]
+        return found if found[2] is not None else found[:2]
 
     __prepare_scriptable__ = refuse_script
 
@@ -78,7 +84,7 @@ def _step(input: Tensor, hx: State | None, weights: list[Tensor]) -> State:
 def _batched_step(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]) -> State:
     """``x [B, I]``, ``h0`` and ``c0 [B, H]``, under autocast or not."""
     dtype = autocast_dtype(x)
-    reason = _ops.unavailable(x.device.type, weights[0].dtype if dtype is None else dtype)
+    reason = _ops.unavailable(x.device, weights[0].dtype if dtype is None else dtype)
     if dtype is not None:
         out_dtype = state_dtype(x, c0, dtype)
         x, h0, c0 = (None if t is None else autocast(t, dtype) for t in (x, h0, c0))
@@ -90,13 +96,12 @@ def _batched_step(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list
 def _run(
     x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], reason: str | None
 ) -> State:
-    layer = lstm_layer
-    if reason is not None:
-        _ops.warn_fallback(reason)
-        if not _transforms.transformed():
-            return fallback.lstm_cell(x, h0, c0, weights)
-        layer = reference.lstm_layer
+    if reason is None:
+        return _ops.lstm_cell(x, h0, c0, weights)
+    _ops.warn_fallback(reason)
+    if not _transforms.transformed():
+        return fallback.lstm_cell(x, h0, c0, weights)
     if h0 is not None:
         h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
-    _, h, c = layer(x.unsqueeze(0), None, h0, c0, weights, _FORWARD)
+    _, h, c = reference.lstm_layer(x.unsqueeze(0), None, h0, c0, weights, _FORWARD)
     return h.squeeze(0), c.squeeze(0)

@@ -119,17 +119,10 @@ def _layers(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``x [T, B, I]`` or packed ``[N, I]`` through all layers, under autocast or not."""
-    if hx is not None:
-        if len(hx) != 2:
-            raise RuntimeError("lstm expects two hidden states")
-        if hx[0].shape[0] != len(params) or hx[1].shape[0] != len(params):
-            raise RuntimeError(
-                f"expected a state for each of {len(params)} layers and directions, "
-                f"got {hx[0].shape[0]} and {hx[1].shape[0]}"
-            )
+    if hx is not None and len(hx) != 2:
+        raise RuntimeError("lstm expects two hidden states")
     dtype = autocast_dtype(x)
-    weight = params[0][0]
-    reason = _ops.unavailable(x.device.type, weight.dtype if dtype is None else dtype)
+    reason = _ops.unavailable(x.device, params[0][0].dtype if dtype is None else dtype)
     run = _fused
     if reason is not None:
         _ops.warn_fallback(reason)
@@ -169,9 +162,13 @@ def _fused(
         params = [[*params[k], *params[k + 1]] for k in range(0, len(params), 2)]
     if len(params) == 1:
         return layer(x, batch_sizes, h0, c0, params[0], reverse)
-    nothing = [None] * len(params)
-    h0s = nothing if h0 is None else h0.split(len(reverse))
-    c0s = nothing if c0 is None else c0.split(len(reverse))
+    h0s = c0s = [None] * len(params)
+    if hx is not None:
+        h0s, c0s = h0.split(len(reverse)), c0.split(len(reverse))
+        if len(h0s) != len(params) or len(c0s) != len(params):
+            raise RuntimeError(
+                f"expected the states of {len(params)} layers, got {len(h0s)} and {len(c0s)}"
+            )
     h_ns, c_ns = [], []
     for k, weights in enumerate(params):
         if k > 0 and dropout > 0:

@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops
+from fused_lstm import _ops, reference
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def weight_gradients(
         total = by_member(d_gates).sum(0)
         found += [total.clone() for need in needs[2:4] if need]
     if len(at.weights) % 2 and needs[-1]:
-        found.append(per_member(gradient_of_h(at, d_gates), unprojected(at.gates, at.c)[0]))
+        found.append(
+            per_member(gradient_of_h(at, d_gates), reference.unprojected(at.gates, at.c)[0])
+        )
     return found
 
 
@@ -165,12 +167,6 @@ def gradient_of_h(at: Backward, d_gates: Tensor) -> Tensor:
         d_h[ends] = last
         d_h = d_h[rows[0] :]
     return d_h if at.grad_y is None else d_h + at.grad_y.flatten(0, -2)
-
-
-def unprojected(gates: Tensor, c: Tensor) -> Tensor:
-    """``o tanh(c)``, the output before a projection, from what the forward op saved."""
-    o = gates[..., 3 * c.shape[-1] :]
-    return (o * c.tanh()).to(gates.dtype)
 
 
 def rows_per_step(at: Backward) -> Sequence[int]:
