@@ -192,14 +192,21 @@ def _vmap_backward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     return list(grads), list(dims)
 
 
+# torch.compile looks at every Python frame that runs between the graphs it has compiled; these are
+# parts of ops, and none of its business.
+_untraced = getattr(torch, "_disable_dynamo", lambda function: function)
+
 if _ops.extension is not None:
     _library = torch.library.Library("fused_lstm", "FRAGMENT")
-    _library.impl("_lstm_layer_recorded", _forward_recorded, "CompositeImplicitAutograd")
-    _library.impl("_lstm_layer_backward_recorded", _backward_recorded, "CompositeImplicitAutograd")
+    for _name, _function in (
+        ("_lstm_layer_recorded", _forward_recorded),
+        ("_lstm_layer_backward_recorded", _backward_recorded),
+    ):
+        _library.impl(_name, _untraced(_function), "CompositeImplicitAutograd")
     for _name, _fake, _rule in (
         ("lstm", _fake_lstm, _vmap_lstm),
         ("lstm_layer", _fake_forward, _vmap_forward),
         ("lstm_layer_backward", _fake_backward, _vmap_backward),
     ):
         torch.library.register_fake(f"fused_lstm::{_name}")(_fake)
-        torch.library.register_vmap(f"fused_lstm::{_name}", _rule)
+        torch.library.register_vmap(f"fused_lstm::{_name}", _untraced(_rule))

@@ -104,10 +104,18 @@ def _packed(
                     f"expected hx of {sorted_indices.shape[0]} sequences, got {list(state.shape)}"
                 )
         hx = tuple(state.index_select(1, sorted_indices) for state in hx)
+    if hx is None and sorted_indices is not None and torch.compiler.is_compiling():
+        hx = _zeros(x, sorted_indices.shape[0], params)  # tracing cannot read B in batch_sizes
     y, h_n, c_n = _layers(x, batch_sizes, hx, params, bidirectional, dropout)
     if unsorted_indices is not None:
         h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+
+def _zeros(x: Tensor, batch: int, params: Sequence[Sequence[Tensor]]) -> State:
+    """The state that ``hx=None`` means."""
+    gates, proj = params[0][1].shape
+    return x.new_zeros(len(params), batch, proj), x.new_zeros(len(params), batch, gates // 4)
 
 
 def _layers(
