@@ -114,6 +114,15 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     return capability >= (major, minor) and (ptx or capability[0] == major)
 
 
+def unknown_class(error: RuntimeError, *tensors: torch.Tensor) -> str | None:
+    """Why an op failed, where it was for a tensor of a class that knows PyTorch's own ops only."""
+    if isinstance(error, NotImplementedError):
+        for t in tensors:
+            if type(t) not in (torch.Tensor, torch.nn.Parameter):
+                return f"{type(t).__module__}.{type(t).__qualname__} does not know the fused ops"
+    return None
+
+
 def warn_fallback(reason: str) -> None:
     """Warn, once per reason, that the fallback runs, unless ``FUSED_LSTM_DISABLE`` asked for it.
 

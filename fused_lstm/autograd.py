@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops, _transforms, reference
+from fused_lstm import _onnx, _ops, _transforms, reference
 
 
 def lstm_layer(
@@ -26,6 +26,8 @@ def lstm_layer(
     derivative is the fused backward op, ``vmap`` has rules of its own (``batching.py``), and second
     derivatives and forward mode go through the reference.
     """
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+        return _onnx.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
     if torch.is_grad_enabled() and _is_plain() and any_requires_grad(x, h0, c0, *weights):
         return apply(LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)[:3]
     return _ops.lstm(x, batch_sizes, h0, c0, weights, reverse)

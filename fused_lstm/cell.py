@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
 from fused_lstm._checks import State, refusal_of_cell
 from fused_lstm._tracing import leaf_call, refuse_script
+from fused_lstm.autograd import lstm_layer
 
 _FORWARD = [False]
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -55,7 +57,11 @@ class LSTMCell(torch.nn.RNNCellBase):
         except RuntimeError as error:
             if torch.compiler.is_compiling():
                 raise
-            raise refusal_of_cell(error, input, hx, weights) from None
+            reason = _ops.unknown_class(error, input, *weights)
+            if reason is None:
+                raise refusal_of_cell(error, input, hx, weights) from None
+        _ops.warn_fallback(reason)
+        return _step(input, hx, weights, by_reference=True)
 
     def _weights(self) -> list[Tensor]:
         """The weights there are, looked up by name in each call as those of ``LSTM``."""
@@ -68,7 +74,9 @@ class LSTMCell(torch.nn.RNNCellBase):
     __prepare_scriptable__ = refuse_script
 
 
-def _step(input: Tensor, hx: State | None, weights: list[Tensor]) -> State:
+def _step(
+    input: Tensor, hx: State | None, weights: list[Tensor], by_reference: bool = False
+) -> State:
     batched = input.dim() == 2
     if not batched and input.dim() != 1:
         raise RuntimeError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -77,31 +85,48 @@ def _step(input: Tensor, hx: State | None, weights: list[Tensor]) -> State:
         if len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
         h0, c0 = hx if batched else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-    h, c = _batched_step(input if batched else input.unsqueeze(0), h0, c0, weights)
+    x = input if batched else input.unsqueeze(0)
+    h, c = _batched_step(x, h0, c0, weights, by_reference)
     return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
 
-def _batched_step(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]) -> State:
+def _batched_step(
+    x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], by_reference: bool
+) -> State:
     """``x [B, I]``, ``h0`` and ``c0 [B, H]``, under autocast or not."""
     dtype = autocast_dtype(x)
-    reason = _ops.unavailable(x.device, weights[0].dtype if dtype is None else dtype)
-    if dtype is not None:
-        out_dtype = state_dtype(x, c0, dtype)
-        x, h0, c0 = (None if t is None else autocast(t, dtype) for t in (x, h0, c0))
-        weights = [autocast(w, dtype) for w in weights]
-    h, c = _run(x, h0, c0, weights, reason)
-    return (h, c) if dtype is None else (h.to(out_dtype), c.to(out_dtype))
+    run = _by_reference
+    if not by_reference:
+        run = _fused
+        reason = _ops.unavailable(x.device, weights[0].dtype if dtype is None else dtype)
+        if reason is not None:
+            _ops.warn_fallback(reason)
+            run = _by_reference if _transforms.transformed() else fallback.lstm_cell
+    if dtype is None:
+        return run(x, h0, c0, weights)
+    out_dtype = state_dtype(x, c0, dtype)
+    x, h0, c0 = (None if t is None else autocast(t, dtype) for t in (x, h0, c0))
+    h, c = run(x, h0, c0, [autocast(w, dtype) for w in weights])
+    return h.to(out_dtype), c.to(out_dtype)
 
 
-def _run(
-    x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], reason: str | None
+def _fused(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]) -> State:
+    if torch.compiler.is_compiling():
+        return _one_step(lstm_layer, x, h0, c0, weights)
+    return _ops.lstm_cell(x, h0, c0, weights)
+
+
+def _by_reference(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]) -> State:
+    return _one_step(reference.lstm_layer, x, h0, c0, weights)
+
+
+def _one_step(
+    layer: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
 ) -> State:
-    if reason is None:
-        return _ops.lstm_cell(x, h0, c0, weights)
-    _ops.warn_fallback(reason)
-    if not _transforms.transformed():
-        return fallback.lstm_cell(x, h0, c0, weights)
-    if h0 is not None:
-        h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
-    _, h, c = reference.lstm_layer(x.unsqueeze(0), None, h0, c0, weights, _FORWARD)
+    h0, c0 = (None if t is None else t.unsqueeze(0) for t in (h0, c0))
+    _, h, c = layer(x.unsqueeze(0), None, h0, c0, weights, _FORWARD)
     return h.squeeze(0), c.squeeze(0)

@@ -16,6 +16,7 @@ from fused_lstm.autograd import lstm_layer
 
 _FORWARD = [False]
 _BOTH = [False, True]
+Run = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def lstm(
@@ -54,18 +55,37 @@ def lstm(
     """
     if not training:
         dropout = 0.0
+    args = (input, hx, params, batch_first, bidirectional, dropout)
     try:
-        if isinstance(input, PackedSequence):
-            return _packed(input, hx, params, bidirectional, dropout)
-        return _dense(input, hx, params, batch_first, bidirectional, dropout)
+        return _call(None, *args)
     except RuntimeError as error:
         if torch.compiler.is_compiling():
             raise
-        refusal = refusal_of_layer(error, input, hx, params, batch_first, bidirectional)
-        raise refusal from None
+        x = input.data if isinstance(input, PackedSequence) else input
+        reason = _ops.unknown_class(error, x, *params[0])
+        if reason is None:
+            raise refusal_of_layer(error, *args[:5]) from None
+    _ops.warn_fallback(reason)
+    return _call(_reference, *args)
+
+
+def _call(
+    run: Run | None,
+    input: Tensor | PackedSequence,
+    hx: State | None,
+    params: Sequence[Sequence[Tensor]],
+    batch_first: bool,
+    bidirectional: bool,
+    dropout: float,
+) -> tuple[Tensor | PackedSequence, State]:
+    """The layers by ``run``, or by what fits where it is None."""
+    if isinstance(input, PackedSequence):
+        return _packed(run, input, hx, params, bidirectional, dropout)
+    return _dense(run, input, hx, params, batch_first, bidirectional, dropout)
 
 
 def _dense(
+    run: Run | None,
     input: Tensor,
     hx: State | None,
     params: Sequence[Sequence[Tensor]],
@@ -83,13 +103,14 @@ def _dense(
         raise RuntimeError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
     if x.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    y, h_n, c_n = _layers(x, None, hx, params, bidirectional, dropout)
+    y, h_n, c_n = _layers(run, x, None, hx, params, bidirectional, dropout)
     if dims == 2:
         return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
     return y.transpose(0, 1) if batch_first else y, (h_n, c_n)
 
 
 def _packed(
+    run: Run | None,
     input: PackedSequence,
     hx: State | None,
     params: Sequence[Sequence[Tensor]],
@@ -106,7 +127,7 @@ def _packed(
         hx = tuple(state.index_select(1, sorted_indices) for state in hx)
     if hx is None and sorted_indices is not None and torch.compiler.is_compiling():
         hx = _zeros(x, sorted_indices.shape[0], params)  # tracing cannot read B in batch_sizes
-    y, h_n, c_n = _layers(x, batch_sizes, hx, params, bidirectional, dropout)
+    y, h_n, c_n = _layers(run, x, batch_sizes, hx, params, bidirectional, dropout)
     if unsorted_indices is not None:
         h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
@@ -119,6 +140,7 @@ def _zeros(x: Tensor, batch: int, params: Sequence[Sequence[Tensor]]) -> State:
 
 
 def _layers(
+    run: Run | None,
     x: Tensor,
     batch_sizes: Tensor | None,
     hx: State | None,
@@ -130,11 +152,12 @@ def _layers(
     if hx is not None and len(hx) != 2:
         raise RuntimeError("lstm expects two hidden states")
     dtype = autocast_dtype(x)
-    reason = _ops.unavailable(x.device, params[0][0].dtype if dtype is None else dtype)
-    run = _fused
-    if reason is not None:
-        _ops.warn_fallback(reason)
-        run = _reference if _transforms.transformed() else fallback.lstm
+    if run is None:
+        run = _fused
+        reason = _ops.unavailable(x.device, params[0][0].dtype if dtype is None else dtype)
+        if reason is not None:
+            _ops.warn_fallback(reason)
+            run = _reference if _transforms.transformed() else fallback.lstm
     if dtype is None:
         return run(x, batch_sizes, hx, params, bidirectional, dropout)
     c_dtype = state_dtype(x, None if hx is None else hx[1], dtype)
@@ -160,7 +183,7 @@ def _fused(
     params: Sequence[Sequence[Tensor]],
     bidirectional: bool,
     dropout: float,
-    layer: Callable[..., tuple[Tensor, Tensor, Tensor]] = lstm_layer,
+    layer: Run = lstm_layer,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layer after layer, with dropout on the output of every layer but the last."""
     h0, c0 = (None, None) if hx is None else hx
