@@ -25,16 +25,23 @@ def replace_lstm(model: nn.Module, *, say: Say | None = print) -> nn.Module:
 
     A subclass may rely on how ``nn.LSTM`` works inside, so subclasses are left alone and
     reported, and so are modules whose ``forward`` was replaced. Parametrized modules
-    (``torch.nn.utils.parametrizations``) are swapped.
+    (``torch.nn.utils.parametrizations``) are swapped. ``torch.ao.quantization`` looks for
+    ``torch.nn.LSTM`` and finds none afterwards: quantize first, then swap what is left; modules
+    that are prepared for it are left alone.
 
     Args:
         model: the model, changed in place.
-        say: called with one line per module that is swapped or left alone; None for silence.
+        say: called with one line per module that is swapped or left alone, and one of what has to
+            come before; None for silence.
 
     Returns:
         ``model``.
     """
-    return _swap(model, _FUSED, say)
+    before = [type(module) for module in model.modules()]
+    _swap(model, _FUSED, say)
+    if say is not None and before != [type(module) for module in model.modules()]:
+        say("torch.ao.quantization will not see these: quantize first, or restore_lstm() before it")
+    return model
 
 
 def restore_lstm(model: nn.Module, *, say: Say | None = print) -> nn.Module:
@@ -75,6 +82,8 @@ def _counterpart(module: nn.Module, classes: dict[type, type]) -> tuple[type | N
     cls = type(module)
     if "forward" in vars(module):
         return None, "its forward was replaced"
+    if classes is _FUSED and getattr(module, "qconfig", None) is not None:
+        return None, "it is prepared for quantization, which looks for PyTorch's own class"
     if cls in classes:
         return classes[cls], ""
     if torch.nn.utils.parametrize.is_parametrized(module) and cls.__bases__[0] in classes:

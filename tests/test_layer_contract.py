@@ -149,6 +149,38 @@ def test_assigning_a_parameter_or_its_data(backend, x):
     assert_same(ours, theirs, x)
 
 
+def test_assigning_to_flat_weights(backend, x):
+    """As older weight-drop code does: by position, what may be assigned by name."""
+    theirs, ours = Case().modules()
+    for module in (theirs, ours):
+        module._flat_weights[1] = module.weight_hh_l0 = nn.Parameter(torch.full((24, 6), 0.1))
+    assert_same(ours, theirs, x)
+    ours._flat_weights[2] = nn.Parameter(torch.full((24,), 0.3))
+    assert (ours.bias_ih_l0 == 0.3).all()
+    with pytest.raises(TypeError, match=r"cannot assign .* as parameter 'weight_hh_l0'"):
+        ours._flat_weights[1] = torch.zeros(24, 6)
+    with pytest.raises(TypeError, match="one by one, or by name"):
+        ours._flat_weights[:2] = []
+    dropped = ours.weight_hh_l0 * 0.5
+    del ours.weight_hh_l0
+    ours._flat_weights[1] = dropped
+    assert ours._flat_weights[1] is ours.weight_hh_l0 is dropped
+    ours._flat_weights = [w * 2 if w is dropped else w for w in ours._flat_weights]
+    torch.testing.assert_close(ours.weight_hh_l0, dropped * 2)
+
+
+def test_a_parametrized_layer_can_be_moved(backend, x):
+    """What RNNBase writes into its list of weights must not write through a parametrization."""
+    theirs, ours = Case().modules()
+    for module in (theirs, ours):
+        parametrizations.weight_norm(module, "weight_hh_l0")
+        module.double()
+    before = {k: v.clone() for k, v in ours.state_dict().items()}
+    ours.float().double()
+    torch.testing.assert_close(ours.state_dict(), before)
+    torch.testing.assert_close(ours(x.double()), theirs(x.double()))
+
+
 def test_weights_anywhere_in_memory(backend, x):
     """Slices, transposes and expanded views, which cuDNN warns about or refuses."""
     theirs, _ = Case().modules()
@@ -211,7 +243,19 @@ def test_weight_norm(backend, x, normalise):
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
-def test_spectral_norm_and_parametrize(backend, x):
+def test_spectral_norm(backend, x):
+    theirs, ours = Case().modules()
+    for module in (theirs, ours):
+        torch.manual_seed(0)
+        parametrizations.spectral_norm(module, "weight_hh_l0")
+        module.eval()  # in training, each look at a weight is one more power iteration
+        module(x)[0].sum().backward()
+    assert_same(ours, theirs, x)
+    for p, q in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad)
+
+
+def test_parametrize(backend, x):
     class Halve(nn.Module):
         def forward(self, weight):
             return weight / 2
@@ -248,13 +292,45 @@ def test_pruning(backend, x):
     assert_same(ours, theirs, x)
 
 
-def test_hooks_run(x):
+def test_hooks_run(backend, x):
     calls = []
     ours = fused_lstm.LSTM(4, 6)
     ours.register_forward_pre_hook(lambda m, args: calls.append("before"))
     ours.register_forward_hook(lambda m, args, out: calls.append("after"))
-    ours(x)
-    assert calls == ["before", "after"]
+    ours.register_full_backward_pre_hook(lambda m, grads: calls.append("before backward"))
+    ours.register_full_backward_hook(lambda m, given, taken: calls.append("after backward"))
+    ours.weight_hh_l0.register_hook(lambda grad: grad * 0)
+    ours(x.requires_grad_())[0].sum().backward()
+    assert calls == ["before", "after", "before backward", "after backward"]
+    assert ours.weight_hh_l0.grad.abs().max() == 0
+    assert ours.weight_ih_l0.grad.abs().max() > 0
+
+
+def test_swap_tensors(backend, x):
+    """How ``module.to`` moves tensor subclasses."""
+    theirs, ours = Case().modules()
+    other = nn.Parameter(torch.zeros(24, 6))
+    torch.utils.swap_tensors(ours.weight_hh_l0, other)
+    with torch.no_grad():
+        theirs.weight_hh_l0.zero_()
+    assert_same(ours, theirs, x)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        ours.double(), theirs.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert_same(ours, theirs, x.double())
+
+
+def test_inference_mode(backend, x):
+    theirs, ours = Case(layers=2, bidirectional=True).modules()
+    with torch.inference_mode():
+        found = ours(x)
+        again = ours(found[0].new_ones(5, 3, 4), found[1])
+        expected = theirs(x)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(again, theirs(torch.ones(5, 3, 4), expected[1]))
+        assert fused_lstm.LSTM(4, 6)(x)[0].is_inference()
 
 
 def test_the_function_is_the_module(backend, x):

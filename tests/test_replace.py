@@ -43,6 +43,7 @@ def test_every_lstm_is_swapped_and_reported(model):
     assert said == [
         "encoder.0: torch.nn.modules.rnn.LSTM -> fused_lstm.module.LSTM",
         "cell: torch.nn.modules.rnn.LSTMCell -> fused_lstm.cell.LSTMCell",
+        "torch.ao.quantization will not see these: quantize first, or restore_lstm() before it",
     ]
     torch.testing.assert_close(model(TOKENS), expected)
 
@@ -153,3 +154,28 @@ def test_twice_is_once(model):
     said = []
     fused_lstm.replace_lstm(model, say=said.append)
     assert said == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantization_comes_first(model):
+    """Quantized modules stay as they are, the rest is swapped; the other way round is announced."""
+    quantization = pytest.importorskip("torch.ao.quantization")
+    quantized = quantization.quantize_dynamic(model, {nn.LSTMCell}, dtype=torch.qint8)
+    kind = type(quantized.cell)
+    assert kind.__module__.startswith("torch.ao.nn.quantized")
+    expected = quantized(TOKENS)
+    fused_lstm.replace_lstm(quantized, say=None)
+    assert type(quantized.cell) is kind
+    assert type(quantized.encoder[0]) is fused_lstm.LSTM
+    torch.testing.assert_close(quantized(TOKENS), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_prepared_for_quantization_is_left_and_reported(model):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    quantization.propagate_qconfig_(model, {nn.LSTM: quantization.default_dynamic_qconfig})
+    said = []
+    fused_lstm.replace_lstm(model, say=said.append)
+    assert type(model.encoder[0]) is nn.LSTM
+    assert "encoder.0: left as" in said[0]
+    assert "prepared for quantization" in said[0]
