@@ -28,8 +28,8 @@ def lstm(
     check_shapes(x, *hx, params[0], len(params), batch)
     flat = [p for group in params for p in group]
     layers = len(params) // (2 if bidirectional else 1)
-    # Without dropout, training mode only makes cuDNN keep what backward needs.
-    training = dropout > 0 or torch.is_grad_enabled()
+    # cuDNN keeps what backward needs in training mode only; without dropout that is all it means.
+    training = dropout > 0 or (x.is_cuda and torch.is_grad_enabled())
     options = (len(params[0]) > 3, layers, dropout, training, bidirectional)
     with without_autocast(x.device.type):
         if batch_sizes is None:

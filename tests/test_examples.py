@@ -51,3 +51,8 @@ def test_replace_in_model_keeps_the_outputs():
 @pytest.mark.parametrize("frames", [50])
 def test_streaming_is_the_same_as_one_call(frames):
     assert largest_difference(run_example("streaming", "--frames", str(frames))) < 1e-6
+
+
+@pytest.mark.slow
+def test_aot_inductor_computes_in_cpp_what_python_does(extension):
+    assert largest_difference(run_example("aot_inductor")) < 1e-6

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from cases import Case
 
 import fused_lstm
 from fused_lstm import _ops
@@ -69,6 +70,54 @@ def test_a_dtype_without_kernel_falls_back(extension, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours(torch.randn(5, 2, 3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("kind", ["dense", "packed"])
+def test_it_is_pytorchs_own_lstm(fallback, kind, monkeypatch):
+    """One call for all layers, on the tensors as they are; dropout included."""
+    case = Case(layers=3, bidirectional=True, P=2, dropout=0.5, kind=kind)
+    theirs, ours = case.modules()
+    given, state = case.pack(case.sequences()), case.state()
+    calls, own = [], torch.lstm
+    monkeypatch.setattr(torch, "lstm", lambda *args: calls.append(1) or own(*args))
+    found = []
+    for module in (theirs, ours):
+        torch.manual_seed(3)
+        y, hx = module(given, state)
+        found.append([y.data if kind == "packed" else y, *hx])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert len(calls) == 1
+
+
+def test_a_tensor_class_that_knows_pytorchs_ops_only(extension, monkeypatch):
+    """A subclass that refuses every other op gets the same mathematics, and a warning."""
+
+    class Strict(torch.Tensor):
+        @staticmethod
+        def __new__(cls, inner):
+            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            if func.namespace != "aten":
+                raise NotImplementedError(f"Strict does not know {func}")
+            args, kwargs = torch.utils._pytree.tree_map(
+                lambda t: t.inner if isinstance(t, Strict) else t, (args, kwargs or {})
+            )
+            return torch.utils._pytree.tree_map(
+                lambda t: Strict(t) if isinstance(t, torch.Tensor) else t, func(*args, **kwargs)
+            )
+
+    monkeypatch.setattr(_ops, "_warned", set())
+    x, ours = torch.randn(5, 3, 4), fused_lstm.LSTM(4, 6, 2, bidirectional=True)
+    with pytest.warns(fused_lstm.FusedLSTMWarning, match="Strict does not know the fused ops"):
+        y, _ = ours(Strict(x))
+    torch.testing.assert_close(y.inner, ours(x)[0])
+    cell = fused_lstm.LSTMCell(4, 6)
+    torch.testing.assert_close(cell(Strict(x[0]))[0].inner, cell(x[0])[0])
 
 
 def test_meta_tensors(backend):

@@ -16,6 +16,7 @@ from torch.autograd.functional import hessian as autograd_hessian
 from torch.autograd.functional import jacobian
 from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fused_lstm
@@ -277,3 +278,86 @@ def test_every_state_of_requires_grad(backend, transform, variant):
             with torch.set_grad_enabled(grad_mode):
                 found = detached(TRANSFORMS[transform](problem.ours, args))
             torch.testing.assert_close(found, want)
+
+
+class Ops(TorchDispatchMode):
+    """The fused ops that run, with the shape of x."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fused_lstm":
+            x = args[3] if "backward" in func.name() else args[0]
+            self.calls.append((func.name().removeprefix("fused_lstm::"), tuple(x.shape)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_mapped_inputs_are_one_fused_call(extension):
+    problem = Problem()
+    x, *rest = problem.arguments()
+    with Ops() as ops:
+        vmap(lambda x: problem.ours(x, *rest))(torch.stack([x] * 7))
+    assert ops.calls == [("lstm", (T, 7 * B, I))]
+
+
+def test_per_sample_gradients_are_one_forward_and_one_backward(extension):
+    problem = Problem()
+    x, *rest = problem.arguments()
+    with Ops() as ops:
+        vmap(lambda x: grad(lambda w: loss_of(problem.ours)(x, *rest[:2], w, *rest[3:]))(rest[2]))(
+            torch.stack([x] * 7)
+        )
+    assert ops.calls == [
+        ("lstm_layer", (T, 7 * B, I)),
+        ("lstm_layer_backward", (T, 7 * B, 4 * H)),
+    ]
+
+
+def test_members_of_a_packed_batch_share_their_lengths(extension):
+    problem = Problem(packed=True)
+    x, h0, c0, *weights = problem.arguments()
+    sizes = torch.stack([problem.batch_sizes] * 2)
+    with pytest.raises(RuntimeError, match="must share their lengths"):
+        vmap(lambda s: torch.ops.fused_lstm.lstm(x, s, h0, c0, weights, [0])[0])(sizes)
+
+
+@pytest.mark.parametrize("op", ["lstm", "lstm_layer"])
+def test_an_op_called_by_itself_drops_no_derivative(extension, op):
+    problem = Problem()
+    x, h0, c0, *weights = problem.arguments()
+    rest = (False,) if op == "lstm_layer" else ()
+    call = lambda x: getattr(torch.ops.fused_lstm, op)(x, None, h0, c0, weights, [0], *rest)[0]  # noqa: E731
+    expected = lambda x: problem.exact(x, h0, c0, *weights)[0]  # noqa: E731
+    torch.testing.assert_close(jvp(call, (x,), (x.cos(),)), jvp(expected, (x,), (x.cos(),)))
+    torch.testing.assert_close(
+        grad(lambda x: call(x).sin().sum())(x), grad(lambda x: expected(x).sin().sum())(x)
+    )
+    found, wanted = (
+        torch.autograd.grad(f(t).sin().sum(), t)[0]
+        for f in (call, expected)
+        for t in [x.clone().requires_grad_()]
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_cells(backend, shape):
+    """LSTMCell under the transforms, against nn.LSTMCell's equations in a loop."""
+    cell = fused_lstm.LSTMCell(4, 6, dtype=torch.float64)
+    theirs = torch.nn.LSTMCell(4, 6, dtype=torch.float64)
+    theirs.load_state_dict(cell.state_dict())
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    torch.testing.assert_close(vmap(cell)(x)[0], torch.stack([theirs(one)[0] for one in x]))
+
+    def loss(module):
+        return lambda x: sum(t.sin().sum() for t in module(x))
+
+    torch.testing.assert_close(
+        vmap(grad(loss(cell)))(x), torch.stack([grad(loss(theirs))(one) for one in x])
+    )
+    tangents = torch.stack([jvp(theirs, (one,), (one.cos(),))[1][0] for one in x])
+    torch.testing.assert_close(
+        torch.stack([jvp(cell, (one,), (one.cos(),))[1][0] for one in x]), tangents
+    )
