@@ -1,7 +1,9 @@
 """Which of PyTorch's transforms are active around a call, asked of PyTorch itself.
 
-Nothing of this is public in PyTorch. Where a release lacks the names imported here, derivatives
-under a transform of ``torch.func`` go through the reference: right, and slower.
+Nothing of this is public in PyTorch. Where a release lacks what is needed to place a derivative at
+its level of ``torch.func``, derivatives there go through the reference: right, and slower. Where it
+does not even say that a transform is active, PyTorch itself refuses to apply the functions of
+``autograd.py`` under one: nothing is silent.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 try:
+    from torch._C import _AutoDispatchBelowAutograd
     from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
     from torch._functorch.utils import (
         enable_single_level_autograd_function,
@@ -32,9 +35,18 @@ except ImportError:
         return args
 
 
+# Whether a transform of ``torch.func`` is active.
+func_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def forward_mode() -> bool:
+    """Whether a level of forward-mode AD is active."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` or a level of forward-mode AD is active."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return func_active() or forward_mode()
 
 
 def stack() -> tuple[str, ...]:
@@ -42,7 +54,7 @@ def stack() -> tuple[str, ...]:
 
     They are "Grad", "Vmap", "Jvp" and "Functionalize"; "Unknown" where they cannot be had.
     """
-    if not torch._C._are_functorch_transforms_active():
+    if not func_active():
         return ()
     if get_interpreter_stack is None:
         return ("Unknown",)
@@ -55,22 +67,24 @@ def covered() -> bool:
     Forward mode and derivatives of derivatives go through the reference, whose operations PyTorch
     transforms by itself.
     """
-    if forward_ad._current_level >= 0:
+    if forward_mode():
         return False
     names = stack()
+    if not names:
+        return True
     return set(names) <= {"Grad", "Vmap"} and names.count("Grad") <= 1
 
 
 def at_one_level() -> AbstractContextManager:
     """For a kernel of the dispatcher: an ``autograd.Function`` belongs to the level at hand."""
-    if not torch._C._are_functorch_transforms_active():
+    if not func_active():
         return nullcontext()
     return enable_single_level_autograd_function()
 
 
 @contextmanager
 def _recording_below() -> Iterator[None]:
-    with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+    with torch.enable_grad(), _set_fwd_grad_enabled(True), _AutoDispatchBelowAutograd():
         yield
 
 
@@ -80,7 +94,7 @@ def below_this_level() -> AbstractContextManager:
     The levels below this one, and plain autograd below them all, may have a derivative of their
     own to record.
     """
-    if not torch._C._are_functorch_transforms_active():
+    if not func_active():
         return nullcontext()
     return _recording_below()
 

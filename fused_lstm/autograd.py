@@ -124,7 +124,7 @@ def _may_change_in_place(y: Tensor, batch_sizes: Tensor | None, per_direction: i
     There it may not where oneDNN runs, which saves the output too: dense, without a projection, in
     float32 and bfloat16.
     """
-    if type(y) is not Tensor or torch._C._are_functorch_transforms_active():
+    if type(y) is not Tensor or _transforms.func_active():
         return False  # traced or transformed: no tensor that a caller sees
     dense = batch_sizes is None and per_direction in (2, 4)
     return not dense or y.dtype not in (torch.float32, torch.bfloat16)
@@ -248,7 +248,7 @@ def _pull_back(
     grads: Sequence[Tensor],
 ) -> Sequence[Tensor]:
     """Gradients of ``function(*inputs)`` in all inputs; differentiable where grad mode is on."""
-    if torch._C._are_functorch_transforms_active():
+    if _transforms.func_active():
         return torch.func.vjp(function, *inputs)[1](tuple(grads))
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():

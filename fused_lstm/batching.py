@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fused_lstm import _ops, _transforms, per_sample
 
@@ -124,7 +123,7 @@ def backward_members(
 
 def _is_recorded(args: Sequence[Any]) -> bool:
     """Whether something below this vmap records a derivative of what the arguments give."""
-    if len(_transforms.stack()) > 1 or forward_ad._current_level >= 0:
+    if len(_transforms.stack()) > 1 or _transforms.forward_mode():
         return True
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
