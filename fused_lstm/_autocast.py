@@ -13,11 +13,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if not torch._C._is_any_autocast_enabled():
         return None
     device_type = x.device.type
-    if not torch.amp.is_autocast_available(device_type):
-        return None
-    if not torch.is_autocast_enabled(device_type):
+    if not _knows_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
+
+
+def _knows_autocast(device_type: str) -> bool:
+    # torch 2.10 cannot compile the question, so it is asked of other devices only
+    return device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
 
 
 def autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -39,6 +42,6 @@ def state_dtype(x: Tensor, c0: Tensor | None, dtype: torch.dtype) -> torch.dtype
 
 def without_autocast(device_type: str) -> AbstractContextManager:
     """Operands already have the dtype that is meant; some device types know no autocast."""
-    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device_type):
+    if not torch._C._is_any_autocast_enabled() or not _knows_autocast(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

@@ -114,8 +114,7 @@ def _forward_recorded(
 ) -> tuple[Tensor, ...]:
     """``lstm_layer`` where a derivative is recorded."""
     if _transforms.covered():
-        with _transforms.at_one_level():
-            outputs = autograd.apply(autograd.LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)
+        outputs = autograd.apply(autograd.LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)
     elif save:
         raise NotImplementedError(_NO_RULE)
     else:
@@ -141,11 +140,10 @@ def _backward_recorded(
     """``lstm_layer_backward`` where a derivative is recorded."""
     if not _transforms.covered():
         raise NotImplementedError(_NO_RULE)
-    with _transforms.at_one_level():
-        found = autograd.apply(
-            autograd.LSTMLayerBackward, grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
-            y, gates, c, reverse, needs, *weights,
-        )  # fmt: skip
+    found = autograd.apply(
+        autograd.LSTMLayerBackward, grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
+        y, gates, c, reverse, needs, *weights,
+    )  # fmt: skip
     rest = iter(found)
     return [next(rest) if need else x.new_empty(0) for need in needs]
 

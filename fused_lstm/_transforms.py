@@ -8,6 +8,7 @@ does not even say that a transform is active, PyTorch itself refuses to apply th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,6 +24,7 @@ try:
         unwrap_dead_wrappers,
     )
     from torch.autograd.forward_ad import _set_fwd_grad_enabled
+    from torch.autograd.function import _SingleLevelFunction
 except ImportError:
     get_interpreter_stack = None
 
@@ -75,11 +77,19 @@ def covered() -> bool:
     return set(names) <= {"Grad", "Vmap"} and names.count("Grad") <= 1
 
 
-def at_one_level() -> AbstractContextManager:
-    """For a kernel of the dispatcher: an ``autograd.Function`` belongs to the level at hand."""
-    if not func_active():
-        return nullcontext()
-    return enable_single_level_autograd_function()
+@functools.cache
+def _of_one_level(function: type[torch.autograd.Function]) -> type:
+    members = {
+        name: staticmethod(getattr(function, name))
+        for name in ("forward", "setup_context", "backward")
+    }
+    return type(function.__name__, (_SingleLevelFunction,), members)
+
+
+def apply_at_level(function: type[torch.autograd.Function], *args: Any) -> tuple[Any, ...]:
+    """``function.apply(*args)`` in a kernel of the dispatcher: for the level of it alone."""
+    with enable_single_level_autograd_function():
+        return _of_one_level(function).apply(*args)
 
 
 @contextmanager

@@ -46,11 +46,13 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
-    """``function.apply(*args)`` at the level at hand, without binding default arguments.
+    """``function.apply(*args)`` at the level at hand, and without binding default arguments.
 
     That inspects the signature of ``forward`` in every call, which takes longer than a training
     step of a small layer.
     """
+    if _transforms.func_active():
+        return _transforms.apply_at_level(function, *args)
     return super(torch.autograd.Function, function).apply(*_transforms.unwrap_dead_wrappers(args))
 
 

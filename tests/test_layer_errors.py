@@ -28,8 +28,14 @@ CONSTRUCTORS = {
 @pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_constructor(name):
     arguments = dict(input_size=4, hidden_size=6) | CONSTRUCTORS[name]
-    theirs, ours = (complaint(lambda c=c: c(**arguments)) for c in (nn.LSTM, fused_lstm.LSTM))
-    assert ours == theirs
+    raised = []
+    for cls in (nn.LSTM, fused_lstm.LSTM):
+        try:
+            cls(**arguments)
+            raised.append(None)  # torch 2.10 takes some of them
+        except Exception as error:
+            raised.append((type(error), str(error)))
+    assert raised[1] == raised[0]
 
 
 def test_dropout_on_one_layer_warns():
@@ -88,7 +94,7 @@ def state(*sizes):
 # is wrong as for dense input.
 PACKED = {
     "input_size": (lambda m: m(packed(2, 4, 7)), "input.size(-1) must be equal to input_size"),
-    "dtype": (lambda m: m(packed(2, 4, 4).double()), "RNN input dtype (torch.float64) does not"),
+    "dtype": (lambda m: m(packed(2, 4, 4).double()), "torch.float64"),
     "h0 batch": (
         lambda m: m(packed(2, 4, 4), (state(2, 3, 6), state(2, 2, 6))),
         "Expected hidden[0] size (2, 2, 6), got [2, 3, 6]",
@@ -117,7 +123,7 @@ def test_packed_calls(backend, name):
     call, text = PACKED[name]
     kind, found = complaint(lambda: call(fused_lstm.LSTM(4, 6, 2)))
     assert kind in (RuntimeError, ValueError)
-    assert found.startswith(text)
+    assert text in found
 
 
 def test_states_of_another_dtype(backend):
