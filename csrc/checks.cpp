@@ -132,8 +132,10 @@ void check_saved(const LayerCall& call, const OptionalTensor& grad_y,
   check_tensor(grad_y, "grad_y", y_shape, x);
   check_tensor(grad_h_n, "grad_h_n", {p.directions, p.batch, p.output_size()}, x);
   check_tensor(grad_c_n, "grad_c_n", {p.directions, p.batch, p.hidden_size}, x);
-  check_tensor(gates, "gates", {p.directions, p.rows, 4 * p.hidden_size}, x.scalar_type(),
-               x.device());
+  if (p.keep_every == 0) {
+    check_tensor(gates, "gates", {p.directions, p.rows, 4 * p.hidden_size}, x.scalar_type(),
+                 x.device());
+  }
   check_tensor(c, "c", {p.directions, p.rows, p.hidden_size}, state_type(x.scalar_type()),
                x.device());
   TORCH_CHECK(needs.size() == weights + 3, "fused_lstm: expected ", weights + 3,

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fused_lstm {
@@ -31,12 +32,18 @@ struct LstmProblem {
   bool bias = true;
   DType dtype = DType::float32;
   bool save = false;  // keep gates and c for the backward pass
-  bool packed = false;
+  // Of the saved, keep c of every so many steps only and no gates; 0 for everything. What is not
+  // kept is computed again from the outputs, which are there.
+  int64_t keep_every = 0;
+  bool packed = false;     // input of PackedSequence, or segments
+  bool prepacked = false;  // weights are panels already
 
   int64_t output_size() const { return proj_size > 0 ? proj_size : hidden_size; }  // P
 };
 
-// The live rows of every step. Row b of step t is row offset(t) + b of all rows.
+// The live rows of every step. Row b of step t is row offset(t) + b of all rows, and lies at
+// place(row) of the tensors that have a row for each: there is a table of places where the tensors
+// are dense, [T, B, features], and their sequences have lengths, or several follow one another.
 class Steps {
  public:
   Steps(int64_t steps, int64_t batch) : steps_(steps), batch_(batch) {}
@@ -52,16 +59,27 @@ class Steps {
     offsets_.push_back(offset);
   }
 
+  // places[row] in tensors of `tensor_rows` rows, for all rows.
+  Steps(std::vector<int64_t> sizes, std::vector<int64_t> places, int64_t tensor_rows)
+      : Steps(std::move(sizes)) {
+    places_ = std::move(places);
+    tensor_rows_ = tensor_rows;
+  }
+
   int64_t steps() const { return steps_; }
   int64_t batch() const { return batch_; }
   bool packed() const { return !offsets_.empty(); }
   int64_t size(int64_t t) const { return packed() ? sizes_[t] : batch_; }
   int64_t offset(int64_t t) const { return packed() ? offsets_[t] : t * batch_; }
   int64_t rows() const { return offset(steps_); }
+  bool placed() const { return tensor_rows_ >= 0; }
+  int64_t place(int64_t row) const { return placed() ? places_[row] : row; }
+  int64_t tensor_rows() const { return placed() ? tensor_rows_ : rows(); }
 
  private:
   int64_t steps_, batch_;
-  std::vector<int64_t> sizes_, offsets_;
+  int64_t tensor_rows_ = -1;
+  std::vector<int64_t> sizes_, offsets_, places_;
 };
 
 }  // namespace fused_lstm

@@ -2,6 +2,7 @@
 // chunks, each followed by its products.
 #include "backward_layout.h"
 #include "backward_products.h"
+#include "backward_replay.h"
 #include "backward_walk.h"
 #include "layer.h"
 #include "members.h"
@@ -22,8 +23,10 @@ class BackwardMember {
         everybody_(barriers.everybody()),
         group_barrier_(barriers.group(position_)),
         scratch_(layout.scratch(rank)),
-        walk_(args, plan, layout, position_, barriers.rows(position_), scratch_),
-        products_(args, layout, position_, group_barrier_, scratch_) {}
+        saved_(args, layout),
+        replay_(args, plan, layout, position_, scratch_),
+        walk_(args, plan, layout, saved_, position_, barriers.rows(position_), scratch_),
+        products_(args, layout, saved_, position_, group_barrier_, scratch_) {}
 
   void run() {
     for (int d = position_.direction_group; d < p_.directions; d += plan_.direction_groups) {
@@ -32,6 +35,7 @@ class BackwardMember {
       const TimeOrder order(*a_.steps, a_.weights[d].reverse);
       for (int64_t s1 = a_.steps->steps(); s1 > 0;) {
         const int64_t s0 = std::max<int64_t>(0, s1 - plan_.chunk_steps);
+        if (p_.keep_every > 0) replay(d, order, s0, s1);
         walk_.run(d, order, s0, s1);
         group_barrier_.wait();  // walked
         if (s0 > 0 || a_.dh0 != nullptr) walk_.pull_back(d, order, s0);
@@ -51,6 +55,21 @@ class BackwardMember {
     start(a_.grad_h_n, d, p_.batch * p_.output_size(), b.dh);
     start(a_.grad_c_n, d, p_.batch * p_.hidden_size, b.dc);
     start(a_.c0, d, p_.batch * p_.hidden_size, b.c0);
+    if (b.h0 != nullptr) {
+      const Range share = position_.share_of(p_.output_size());
+      std::fill(b.h0 + share.begin, b.h0 + share.end, T{});
+    }
+  }
+
+  // Walk steps [s0, s1) are in the block, if they are not already. Nobody needs the block before
+  // any more: everybody has been at "multiplied".
+  void replay(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
+    const bool begins = s1 == a_.steps->steps();
+    if (!begins && saved_.in_block(s0)) return;
+    const int64_t begin = replay_.block_begin(s0);
+    saved_.set_block(order, begin, s1);
+    replay_.run(d, order, begin, s1);
+    group_barrier_.wait();  // replayed
   }
 
   // state = values[d], or zero: this member's share.
@@ -88,10 +107,13 @@ class BackwardMember {
     if (a_.dx == nullptr || p_.directions == 1) return;
     everybody_.wait();
     const int rank = position_.direction_group * position_.group_size + position_.group_rank;
-    const Range share = part_of(a_.steps->rows() * p_.input_size, rank, plan_.threads());
-    const T* other = layout_.direction(1).dx;
-    for (int64_t i = share.begin; i < share.end; ++i) {
-      a_.dx[i] = from_acc<T>(to_acc(a_.dx[i]) + to_acc(other[i]));
+    const Range share = part_of(a_.steps->rows(), rank, plan_.threads());
+    for (int64_t row = share.begin; row < share.end; ++row) {
+      T* dx = a_.dx + a_.steps->place(row) * p_.input_size;
+      const T* other = layout_.direction(1).dx + row * p_.input_size;
+      for (int64_t i = 0; i < p_.input_size; ++i) {
+        dx[i] = from_acc<T>(to_acc(dx[i]) + to_acc(other[i]));
+      }
     }
   }
 
@@ -103,6 +125,8 @@ class BackwardMember {
   Barrier& everybody_;
   Barrier& group_barrier_;
   const BackwardScratch<T> scratch_;
+  SavedStates<T> saved_;
+  BackwardReplay<T> replay_;
   BackwardWalk<T> walk_;
   BackwardProducts<T> products_;
 };

@@ -18,6 +18,7 @@
 //   all of a chunk    products                    the next chunk's walk        barrier "multiplied"
 //   dw_*, db          products (own units)        finish (own shares)          barrier "multiplied"
 //   dx                products (shares)           sum of directions            barrier of everybody
+//   *_again           replay (own units)          walk, products (all)         barrier "replayed"
 #pragma once
 
 #include "layer.h"
@@ -44,6 +45,10 @@ struct BackwardDirection {
   T* m_panels;                        // of m
   Acc<T>*dw_ih, *dw_hh, *db, *dw_hr;  // sums over all chunks
   T* dx;
+  T* gates_again;   // [block, 4H], where they are computed again
+  Acc<T>* c_again;  // [block, H]
+  T* h_again;       // [B, H] outputs nobody reads
+  T* h0;            // [P] of zeros, for rows without an initial state
 };
 
 // What one member needs for itself.
@@ -51,6 +56,17 @@ template <class T>
 struct BackwardScratch {
   const T** rows;         // [chunk] where rows to be packed lie
   const Acc<T>** c_rows;  // [rows] where c lies before a step in which some rows begin
+
+  // Where rows have places: [rows] where saved and given values of a step lie, and [chunk] dx.
+  const T **gates_rows, **dy_rows;
+  const Acc<T>**c_here_rows, **dc_rows;
+  T** dx_rows;
+
+  // Where steps are computed again: [B] rows of a step, and one panel of each.
+  const T **x_rows, **h_rows;
+  const Acc<T>** c_again_rows;
+  T *w_x, *w_h;
+  Acc<T>* bias;
 };
 
 template <class T>
@@ -112,6 +128,12 @@ class BackwardLayout {
     if (w_hh) b->h_panels = arena.take<T>(panels(out, chunk_rows_));
     if (w_hr) b->m = arena.take<T>(chunk_rows_ * hidden);
     if (w_hr) b->m_panels = arena.take<T>(panels(hidden, chunk_rows_));
+    if (p.keep_every == 0) return;
+    const int64_t block = std::min(p.steps, plan_.chunk_steps + p.keep_every - 1) * batch;
+    b->gates_again = arena.take<T>(block * 4 * hidden);
+    b->c_again = arena.take<Acc<T>>(block * hidden);
+    b->h_again = arena.take<T>(batch * hidden);
+    b->h0 = arena.take<T>(out);
   }
 
   void carve_direction(int d, Arena& arena, BackwardDirection<T>* b) const {
@@ -137,9 +159,25 @@ class BackwardLayout {
 
   BackwardScratch<T> carve_scratch(Arena& arena) const {
     BackwardScratch<T> s{};
+    const LstmProblem& p = args_.problem;
+    const int64_t rows = ceil_div(p.batch, plan_.row_groups);
     s.rows = arena.take<const T*>(chunk_rows_);
-    if (args_.problem.packed) {
-      s.c_rows = arena.take<const Acc<T>*>(ceil_div(args_.problem.batch, plan_.row_groups));
+    if (p.packed) s.c_rows = arena.take<const Acc<T>*>(rows);
+    if (args_.steps->placed()) {
+      s.gates_rows = arena.take<const T*>(rows);
+      s.dy_rows = arena.take<const T*>(rows);
+      s.c_here_rows = arena.take<const Acc<T>*>(rows);
+      s.dc_rows = arena.take<const Acc<T>*>(rows);
+      s.dx_rows = arena.take<T*>(chunk_rows_);
+    }
+    if (p.keep_every > 0) {
+      const int64_t width = 4 * args_.kernels->lanes;
+      s.x_rows = arena.take<const T*>(p.batch);
+      s.h_rows = arena.take<const T*>(p.batch);
+      s.c_again_rows = arena.take<const Acc<T>*>(p.batch);
+      s.w_x = arena.take<T>(panel_elements<T>(width, width, p.input_size));
+      s.w_h = arena.take<T>(panel_elements<T>(width, width, p.output_size()));
+      s.bias = arena.take<Acc<T>>(width);
     }
     return s;
   }

@@ -10,13 +10,14 @@ template <class T>
 class BackwardProducts {
  public:
   BackwardProducts(const BackwardArgs<T>& args, const BackwardLayout<T>& layout,
-                   const Position& position, Barrier& group_barrier,
+                   const SavedStates<T>& saved, const Position& position, Barrier& group_barrier,
                    const BackwardScratch<T>& scratch)
       : a_(args),
         p_(args.problem),
         steps_(*args.steps),
         k_(*args.kernels),
         layout_(layout),
+        saved_(saved),
         position_(position),
         group_barrier_(group_barrier),
         scratch_(scratch) {}
@@ -116,9 +117,8 @@ class BackwardProducts {
   void gather_inputs(const TimeOrder& order, int64_t s0, int64_t s1) {
     const int64_t first_row = order.rows(s0, s1).begin;
     for (int64_t s = s0; s < s1; ++s) {
-      const T* x = a_.x.at(steps_, order.time(s));
       const T** rows = scratch_.rows + order.offset(s) - first_row;
-      for (int64_t b = 0; b < order.size(s); ++b) rows[b] = x + b * a_.x.row_stride;
+      for (int64_t b = 0; b < order.size(s); ++b) rows[b] = a_.x.row(steps_, order.time(s), b);
     }
   }
 
@@ -130,7 +130,7 @@ class BackwardProducts {
       const T** rows = scratch_.rows + order.offset(s) - first_row;
       const int64_t continued = order.continued(s);
       for (int64_t b = 0; b < continued; ++b) {
-        rows[b] = a_.y + (order.offset(s - 1) + b) * y_stride + d * out;
+        rows[b] = a_.y + steps_.place(order.offset(s - 1) + b) * y_stride + d * out;
       }
       for (int64_t b = continued; b < order.size(s); ++b) {
         rows[b] = a_.h0 == nullptr ? nullptr : a_.h0 + (d * p_.batch + b) * out;
@@ -149,6 +149,12 @@ class BackwardProducts {
     g.k = gates;
     g.a = {b.dgates + share.begin * gates, gates};
     g.c = {b.dx + (rows.begin + share.begin) * input, input};
+    if (steps_.placed() && d == 0) {
+      for (int64_t i = 0; i < share.size(); ++i) {
+        scratch_.dx_rows[i] = b.dx + steps_.place(rows.begin + share.begin + i) * input;
+      }
+      g.c.list = scratch_.dx_rows;
+    }
     const int64_t size = width() * padded<T>(gates);
     for_panels({0, input}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
       g.panel = b.w_x + panel * size;
@@ -165,9 +171,8 @@ class BackwardProducts {
     const int64_t hidden = p_.hidden_size, out = p_.output_size(), n = rows.size();
     const Range share = position_.share_of(n);
     for (int64_t i = share.begin; i < share.end; ++i) {
-      const int64_t row = d * steps_.rows() + rows.begin + i;
-      k_.hidden(a_.gates + row * 4 * hidden + 3 * hidden, a_.c + row * hidden, hidden,
-                b.m + i * hidden);
+      const int64_t row = rows.begin + i;
+      k_.hidden(saved_.gates(d, row) + 3 * hidden, saved_.c(d, row), hidden, b.m + i * hidden);
     }
     group_barrier_.wait();  // hidden; and nobody needs dgates transposed any more
     pack_panels({b.m, hidden}, n, hidden, b.m_panels);
@@ -182,6 +187,7 @@ class BackwardProducts {
   const Steps& steps_;
   const Kernels<T>& k_;
   const BackwardLayout<T>& layout_;
+  const SavedStates<T>& saved_;
   const Position position_;
   Barrier& group_barrier_;
   const BackwardScratch<T>& scratch_;

@@ -2,8 +2,7 @@
 // and of h and c, from the last step to the first.
 #pragma once
 
-#include "backward_layout.h"
-#include "members.h"
+#include "backward_saved.h"
 
 namespace fused_lstm::cpu {
 
@@ -23,15 +22,18 @@ template <class T>
 class BackwardWalk {
  public:
   BackwardWalk(const BackwardArgs<T>& args, const CpuPlan& plan, const BackwardLayout<T>& layout,
-               const Position& position, Barrier& row_barrier, const BackwardScratch<T>& scratch)
+               const SavedStates<T>& saved, const Position& position, Barrier& row_barrier,
+               const BackwardScratch<T>& scratch)
       : a_(args),
         p_(args.problem),
         steps_(*args.steps),
         k_(*args.kernels),
         layout_(layout),
+        saved_(saved),
         row_barrier_(row_barrier),
         scratch_(scratch),
         rows_(steps_, position.row_group, plan.row_groups),
+        step_rows_(steps_, rows_),
         out_units_(part_of(p_.output_size(), position.unit_group, plan.unit_groups, width())),
         hidden_units_(part_of(p_.hidden_size, position.unit_group, plan.unit_groups, width())) {}
 
@@ -98,8 +100,11 @@ class BackwardWalk {
     const Rows<const Acc<T>> dh = mine<const Acc<T>>(b.dh, out);
     const Rows<T> dp = mine(b.dp + (order.offset(s) - first_row_) * out, out);
     Rows<const T> dy;
-    if (a_.grad_y != nullptr) dy = mine(a_.grad_y + order.offset(s) * y_stride + d * out, y_stride);
-    for (int64_t j = 0; j < rows_.count(order.size(s)); ++j) {
+    const int64_t count = rows_.count(order.size(s));
+    if (a_.grad_y != nullptr) {
+      dy = step_rows_.at(a_.grad_y + d * out, y_stride, order.offset(s), count, scratch_.dy_rows);
+    }
+    for (int64_t j = 0; j < count; ++j) {
       for (int64_t i = out_units_.begin; i < out_units_.end; ++i) {
         const Acc<T> later = dh.at(j)[i];
         dp.at(j)[i] = from_acc<T>(dy.given() ? later + to_acc(dy.at(j)[i]) : later);
@@ -112,16 +117,19 @@ class BackwardWalk {
     const BackwardDirection<T>& b = layout_.direction(d);
     const int64_t hidden = p_.hidden_size, gates = 4 * hidden, out = p_.output_size();
     const int64_t here = order.offset(s), y_stride = p_.directions * out;
-    const int64_t saved = d * steps_.rows() + here;
     const bool projected = p_.proj_size > 0;
     GateGradient<T> g{};
     g.rows = rows_.count(order.size(s));
     g.hidden = hidden;
-    g.gates = mine(a_.gates + saved * gates, gates);
-    g.c = mine(a_.c + saved * hidden, hidden);
+    g.gates = saved_.gates(d, order, s, g.rows, rows_, scratch_.gates_rows);
+    g.c = saved_.c(d, order, s, g.rows, rows_, scratch_.c_here_rows);
     g.c_prev = state_before(d, order, s);
     if (!projected && a_.grad_y != nullptr) {
-      g.dy = mine(a_.grad_y + here * y_stride + d * out, y_stride);
+      g.dy = step_rows_.at(a_.grad_y + d * out, y_stride, here, g.rows, scratch_.dy_rows);
+    }
+    if (a_.grad_c != nullptr) {
+      g.dc_out = step_rows_.at(a_.grad_c + d * steps_.tensor_rows() * hidden, hidden, here, g.rows,
+                               scratch_.dc_rows);
     }
     g.dh = mine<const Acc<T>>(projected ? b.dm : b.dh, hidden);
     g.dc = mine(b.dc, hidden);
@@ -138,8 +146,7 @@ class BackwardWalk {
     const int64_t live = rows_.count(order.size(s)), continued = rows_.count(order.continued(s));
     const Rows<const Acc<T>> first = mine<const Acc<T>>(layout_.direction(d).c0, hidden);
     if (continued == 0) return first;
-    const int64_t before = d * steps_.rows() + order.offset(s - 1);
-    Rows<const Acc<T>> rows = mine(a_.c + before * hidden, hidden);
+    Rows<const Acc<T>> rows = saved_.c(d, order, s - 1, continued, rows_, scratch_.c_rows);
     if (continued < live) {
       for (int64_t j = 0; j < live; ++j) scratch_.c_rows[j] = (j < continued ? rows : first).at(j);
       rows.list = scratch_.c_rows;
@@ -152,9 +159,11 @@ class BackwardWalk {
   const Steps& steps_;
   const Kernels<T>& k_;
   const BackwardLayout<T>& layout_;
+  const SavedStates<T>& saved_;
   Barrier& row_barrier_;
   const BackwardScratch<T>& scratch_;
   const MemberRows rows_;
+  const StepRows step_rows_;
   const Range out_units_;     // this member's columns of dh, cut at panels
   const Range hidden_units_;  // and of the gates; the same where there is no projection
   int64_t first_row_ = 0;     // of the chunk, among all rows

@@ -6,6 +6,7 @@
 #include "machine.h"
 #include "probes.h"
 #include "running.h"
+#include "stream.h"
 #include "team.h"
 
 namespace py = pybind11;
@@ -82,6 +83,7 @@ py::dict plan_facts(const LstmProblem& problem, const Steps& steps, int threads,
 }
 
 void bind(py::module_& m) {
+  bind_stream(m);
   m.def(
       "cpu_isa", [] { return isa_name(current_isa()); },
       "The instruction set that the CPU kernels use.");

@@ -1,5 +1,6 @@
 // Forward pass of one layer: packs the weights, then walks the steps of each direction.
 #include "forward_layout.h"
+#include "gate_panels.h"
 #include "layer.h"
 #include "members.h"
 
@@ -21,7 +22,9 @@ class ForwardMember {
         group_barrier_(barriers.group(position_)),
         row_barrier_(barriers.rows(position_)),
         rows_(steps_, position_.row_group, plan.row_groups),
-        panels_(part_of(all_panels(), position_.unit_group, plan.unit_groups)),
+        step_rows_(steps_, rows_),
+        gate_panels_(p_, k_),
+        panels_(part_of(gate_panels_.count(), position_.unit_group, plan.unit_groups)),
         scratch_(layout.scratch(rank)) {}
 
   void run() {
@@ -36,14 +39,11 @@ class ForwardMember {
 
  private:
   int64_t width() const { return 4 * k_.lanes; }
-  int64_t all_panels() const { return ceil_div(p_.hidden_size, k_.lanes); }
-  int64_t input_panel() const { return width() * padded<T>(p_.input_size); }
-  int64_t hidden_panel() const { return width() * padded<T>(p_.output_size()); }
-  int64_t proj_panel() const { return width() * padded<T>(p_.hidden_size); }
-  int units(int64_t panel) const {
-    return int(std::min<int64_t>(k_.lanes, p_.hidden_size - panel * k_.lanes));
-  }
+  int64_t input_panel() const { return gate_panels_.input_size(); }
+  int64_t hidden_panel() const { return gate_panels_.hidden_size(); }
+  int64_t proj_panel() const { return gate_panels_.projection_size(); }
   bool batched_input() const { return scratch_.gates_x != nullptr; }
+  bool keeps(int64_t s) const { return a_.c != nullptr && keeps_c(p_, s); }
 
   // This member's rows of a [B, stride] block.
   template <class U>
@@ -65,45 +65,19 @@ class ForwardMember {
       const Range share = position_.share_of(p_.output_size());
       std::fill(b.h0 + share.begin, b.h0 + share.end, T{});
     }
-    if (plan_.algorithm == Algorithm::dot) return;
+    if (plan_.algorithm == Algorithm::dot || p_.prepacked) return;
     const DirectionWeights<T>& w = a_.weights[d];
-    const Range share = position_.share_of(all_panels());
+    const Range share = position_.share_of(gate_panels_.count());
     for (int64_t panel = share.begin; panel < share.end; ++panel) {
       if (!plan_.pack_late) {
-        pack_gates(w.w_ih, p_.input_size, panel, b.w_x + panel * input_panel());
-        pack_gates(w.w_hh, p_.output_size(), panel, b.w_h + panel * hidden_panel());
+        gate_panels_.pack(w.w_ih, p_.input_size, panel, b.w_x + panel * input_panel());
+        gate_panels_.pack(w.w_hh, p_.output_size(), panel, b.w_h + panel * hidden_panel());
       }
-      pack_bias(w, panel, b.bias + panel * width());
+      gate_panels_.pack_bias(w, panel, b.bias + panel * width());
     }
-    if (p_.proj_size > 0) pack_projection(w.w_hr, b.w_r);
-  }
-
-  void pack_gates(const T* w, int64_t k, int64_t panel, T* out) {
-    const int n = units(panel);
-    k_.pack_transposed({w, k, k, panel * k_.lanes, p_.hidden_size, {n, n, n, n}, out});
-  }
-
-  void pack_bias(const DirectionWeights<T>& w, int64_t panel, Acc<T>* out) {
-    for (int g = 0; g < 4; ++g) {
-      for (int l = 0; l < k_.lanes; ++l) {
-        const int64_t row = g * p_.hidden_size + panel * k_.lanes + l;
-        const bool live = w.b_ih != nullptr && l < units(panel);
-        out[g * k_.lanes + l] = live ? to_acc(w.b_ih[row]) + to_acc(w.b_hh[row]) : Acc<T>(0);
-      }
-    }
-  }
-
-  void pack_projection(const T* w_hr, T* panels) {
-    const int64_t hidden = p_.hidden_size;
-    const Range share = position_.share_of(ceil_div(p_.proj_size, width()));
-    for (int64_t panel = share.begin; panel < share.end; ++panel) {
-      PackTransposed<T> pack{w_hr, hidden, hidden, panel * width(), k_.lanes, {}, nullptr};
-      pack.panel = panels + panel * proj_panel();
-      for (int g = 0; g < 4; ++g) {
-        const int64_t left = p_.proj_size - panel * width() - g * k_.lanes;
-        pack.live[g] = int(std::clamp<int64_t>(left, 0, k_.lanes));
-      }
-      k_.pack_transposed(pack);
+    const Range projection = position_.share_of(gate_panels_.projection_count());
+    for (int64_t panel = projection.begin; panel < projection.end; ++panel) {
+      gate_panels_.pack_projection(w.w_hr, panel, b.w_r + panel * proj_panel());
     }
   }
 
@@ -131,8 +105,7 @@ class ForwardMember {
     const ForwardDirection<T>& b = layout_.direction(d);
     int64_t rows = 0;
     for (int64_t s = s0; s < s1; ++s) {
-      const Rows<const T> x = mine(a_.x.at(steps_, order.time(s)), a_.x.row_stride);
-      for (int64_t j = 0; j < rows_.count(order.size(s)); ++j) scratch_.x_rows[rows++] = x.at(j);
+      rows += list_input(order, s, scratch_.x_rows + rows);
     }
     const int64_t stride = panels_.size() * width();
     PanelGemm<T, Acc<T>> g{};
@@ -150,27 +123,48 @@ class ForwardMember {
     });
   }
 
+  // Where this member's rows of the input lie; how many they are.
+  int64_t list_input(const TimeOrder& order, int64_t s, const T** list) {
+    const int64_t rows = rows_.count(order.size(s)), t = order.time(s);
+    for (int64_t j = 0; j < rows; ++j) list[j] = a_.x.row(steps_, t, rows_.row(j));
+    return rows;
+  }
+
   // One step: gates, c and h of this member's rows and units.
   void step(int d, const TimeOrder& order, int64_t s, int64_t first_row) {
     const ForwardDirection<T>& b = layout_.direction(d);
     const DirectionWeights<T>& w = a_.weights[d];
     const int64_t hidden = p_.hidden_size, out = p_.output_size(), y_stride = p_.directions * out;
-    const int64_t here = order.offset(s), saved = d * steps_.rows() + here;
+    const int64_t here = order.offset(s), saved = d * steps_.tensor_rows();
     GateDot<T> dot{};
     GateStep<T>& g = dot.step;
     g.rows = rows_.count(order.size(s));
     g.hidden = hidden;
-    g.x = mine(a_.x.at(steps_, order.time(s)), a_.x.row_stride);
-    g.x_size = batched_input() ? 0 : p_.input_size;
+    if (!batched_input()) {
+      g.x_size = p_.input_size;
+      if (steps_.placed()) {
+        list_input(order, s, scratch_.x_rows);
+        g.x.list = scratch_.x_rows;
+      } else {
+        g.x = {a_.x.row(steps_, order.time(s), rows_.row(0)), rows_.step() * a_.x.row_stride};
+      }
+    }
     set_state(d, order, s, &g);
-    g.c_next = mine(a_.c != nullptr ? a_.c + saved * hidden : b.c0, hidden);
-    if (a_.gates != nullptr) g.gates = mine(a_.gates + saved * 4 * hidden, 4 * hidden);
-    g.h_next =
-        p_.proj_size > 0 ? mine(b.m, hidden) : mine(a_.y + here * y_stride + d * out, y_stride);
+    g.c_next = mine(b.c0, hidden);
+    if (keeps(s)) {
+      g.c_next = step_rows_.at(a_.c + saved * hidden, hidden, here, g.rows, scratch_.c_next_rows);
+    }
+    if (a_.gates != nullptr) {
+      g.gates = step_rows_.at(a_.gates + saved * 4 * hidden, 4 * hidden, here, g.rows,
+                              scratch_.gates_rows);
+    }
+    g.h_next = p_.proj_size > 0
+                   ? mine(b.m, hidden)
+                   : step_rows_.at(a_.y + d * out, y_stride, here, g.rows, scratch_.y_rows);
 
     for_each_by_turns(panels_, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.unit = panel * k_.lanes;
-      g.units = units(panel);
+      g.units = gate_panels_.units(panel);
       if (plan_.algorithm == Algorithm::dot) {
         g.w_x = w.w_ih;
         g.w_h = w.w_hh;
@@ -179,8 +173,8 @@ class ForwardMember {
         return k_.gate_dot(dot);
       }
       if (plan_.pack_late) {
-        pack_gates(w.w_ih, p_.input_size, panel, scratch_.w_x);
-        if (g.h_size > 0) pack_gates(w.w_hh, out, panel, scratch_.w_h);
+        gate_panels_.pack(w.w_ih, p_.input_size, panel, scratch_.w_x);
+        if (g.h_size > 0) gate_panels_.pack(w.w_hh, out, panel, scratch_.w_h);
         g.w_x = scratch_.w_x;
         g.w_h = scratch_.w_h;
       } else {
@@ -214,9 +208,11 @@ class ForwardMember {
       return;
     }
     const int64_t before = order.offset(s - 1);
-    g->h_prev = mine<const T>(a_.y + before * y_stride + d * out, y_stride);
-    if (a_.c != nullptr) {
-      g->c_prev = mine<const Acc<T>>(a_.c + (d * steps_.rows() + before) * hidden, hidden);
+    g->h_prev =
+        step_rows_.at<const T>(a_.y + d * out, y_stride, before, continued, scratch_.h_rows);
+    if (keeps(s - 1)) {
+      g->c_prev = step_rows_.at<const Acc<T>>(a_.c + d * steps_.tensor_rows() * hidden, hidden,
+                                              before, continued, scratch_.c_rows);
     }
     if (continued == g->rows) return;
     for (int64_t j = 0; j < g->rows; ++j) {
@@ -236,7 +232,7 @@ class ForwardMember {
     g.rows = rows_.count(order.size(s));
     g.k = p_.hidden_size;
     g.a = mine<const T>(b.m, p_.hidden_size);
-    g.c = mine(a_.y + order.offset(s) * y_stride + d * out, y_stride);
+    g.c = step_rows_.at(a_.y + d * out, y_stride, order.offset(s), g.rows, scratch_.y_rows);
     for_each_by_turns(panels, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.panel = b.w_r + panel * proj_panel();
       g.ahead = next < 0 ? nullptr : b.w_r + next * proj_panel();
@@ -250,14 +246,16 @@ class ForwardMember {
   void finish(int d) {
     const int64_t hidden = p_.hidden_size, out = p_.output_size();
     const Range share = position_.share_of(p_.batch);
-    TimeOrder(steps_, a_.weights[d].reverse).for_ends([&](int64_t t, Range ending) {
+    const TimeOrder order(steps_, a_.weights[d].reverse);
+    order.for_ends([&](int64_t t, Range ending) {
+      const bool kept = keeps(order.time(t));
       const int64_t end = std::min(ending.end, share.end);
       for (int64_t row = std::max(ending.begin, share.begin); row < end; ++row) {
-        const int64_t last = steps_.offset(t) + row;
+        const int64_t last = steps_.place(steps_.offset(t) + row);
         const T* h = a_.y + last * p_.directions * out + d * out;
         std::copy(h, h + out, a_.h_n + (d * p_.batch + row) * out);
-        const Acc<T>* c = a_.c != nullptr ? a_.c + (d * steps_.rows() + last) * hidden
-                                          : layout_.direction(d).c0 + row * hidden;
+        const Acc<T>* c = kept ? a_.c + (d * steps_.tensor_rows() + last) * hidden
+                               : layout_.direction(d).c0 + row * hidden;
         narrow_all<T>(c, hidden, a_.c_n + (d * p_.batch + row) * hidden);
       }
     });
@@ -273,6 +271,8 @@ class ForwardMember {
   Barrier& group_barrier_;
   Barrier& row_barrier_;
   const MemberRows rows_;
+  const StepRows step_rows_;
+  const GatePanels<T> gate_panels_;
   const Range panels_;  // of hidden units
   const ForwardScratch<T> scratch_;
 };

@@ -23,9 +23,11 @@ template <class T>
 struct ForwardScratch {
   T *w_x, *w_h;      // one panel of each, where packed late
   Acc<T>* gates_x;   // [chunk rows, its panels, 4 * lanes]
-  const T** x_rows;  // [chunk rows] where the chunk's input rows lie
+  const T** x_rows;  // [chunk rows] where the chunk's input rows lie, or [rows] of a step
   const T** h_rows;  // [rows] likewise the states of a step in which some rows begin
   const Acc<T>** c_rows;
+  T **y_rows, **gates_rows;  // [rows] where a step's results go, if rows have places
+  Acc<T>** c_next_rows;
 };
 
 template <class T>
@@ -58,15 +60,24 @@ class ForwardLayout {
     b = {};
     b.c0 = arena.take<Acc<T>>(p.batch * p.hidden_size);
     if (args_.h0 == nullptr) b.h0 = arena.take<T>(p.output_size());
+    if (p.proj_size > 0) b.m = arena.take<T>(p.batch * p.hidden_size);
+    if (p.prepacked) {
+      const WeightPanels<T>& w = args_.panels;
+      b.w_x = w.w_x;
+      b.w_h = w.w_h;
+      b.w_r = w.w_r;
+      b.bias = w.bias;
+      return;
+    }
     if (plan_.algorithm == Algorithm::dot) return;
     if (!plan_.pack_late) {
       b.w_x = arena.take<T>(panel_elements<T>(columns, width, p.input_size));
       b.w_h = arena.take<T>(panel_elements<T>(columns, width, p.output_size()));
     }
     b.bias = arena.take<Acc<T>>(columns);
-    if (p.proj_size == 0) return;
-    b.w_r = arena.take<T>(panel_elements<T>(p.proj_size, width, p.hidden_size));
-    b.m = arena.take<T>(p.batch * p.hidden_size);
+    if (p.proj_size > 0) {
+      b.w_r = arena.take<T>(panel_elements<T>(p.proj_size, width, p.hidden_size));
+    }
   }
 
   ForwardScratch<T> carve_scratch(Arena& arena) const {
@@ -80,13 +91,20 @@ class ForwardLayout {
       s.w_x = arena.take<T>(panel_elements<T>(width, width, p.input_size));
       s.w_h = arena.take<T>(panel_elements<T>(width, width, p.output_size()));
     }
-    if (plan_.algorithm == Algorithm::panels && !plan_.fold_input) {
+    const bool batched = plan_.algorithm == Algorithm::panels && !plan_.fold_input;
+    if (batched) {
       s.gates_x = arena.take<Acc<T>>(chunk * panels * width);
       s.x_rows = arena.take<const T*>(chunk);
     }
     if (p.packed) {
       s.h_rows = arena.take<const T*>(rows);
       s.c_rows = arena.take<const Acc<T>*>(rows);
+    }
+    if (args_.steps->placed()) {
+      if (!batched) s.x_rows = arena.take<const T*>(rows);
+      s.y_rows = arena.take<T*>(rows);
+      s.gates_rows = arena.take<T*>(rows);
+      s.c_next_rows = arena.take<Acc<T>*>(rows);
     }
     return s;
   }

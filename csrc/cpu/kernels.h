@@ -99,6 +99,7 @@ struct GateGradient {
   Rows<const Acc<T>> c_prev;  // none: zero
   Rows<const T> dy;           // gradient of this step's output, if any
   Rows<const Acc<T>> dh;      // gradient that later steps left for h, if any
+  Rows<const Acc<T>> dc_out;  // gradient of c as a result of its own, if any
   Rows<Acc<T>> dc;            // gradient of c, in and out
   Rows<T> dgates;             // [4, hidden]
 };

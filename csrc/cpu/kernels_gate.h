@@ -157,6 +157,7 @@ void gate_gradient(const GateGradient<T>& s) {
     if (s.dh.given()) dh += load(s.dh.at(row) + s.unit, n);
     A* dc_row = s.dc.at(row) + s.unit;
     Vec<T> dc = load(dc_row, n);
+    if (s.dc_out.given()) dc += load(s.dc_out.at(row) + s.unit, n);
     const Vec<T> tanh_c = tanh<A>(load(s.c.at(row) + s.unit, n));
     const Gates<Vec<T>> d = gate_gradients(a, c_prev, tanh_c, dh, dc);
     store(dc_row, dc, n);

@@ -20,6 +20,13 @@ struct DirectionWeights {
   bool reverse;
 };
 
+// Weights and biases as panels; see gate_panels.h.
+template <class T>
+struct WeightPanels {
+  T *w_x, *w_h, *w_r;
+  Acc<T>* bias;
+};
+
 template <class T>
 struct DirectionGradients {  // null for what nobody asks for
   T* w_ih;
@@ -35,11 +42,23 @@ template <class T>
 struct Input {
   const T* data;
   int64_t step_stride, row_stride;
+  int64_t batch;  // rows of a dense step
 
-  const T* at(const Steps& steps, int64_t t) const {
-    return data + (steps.packed() ? steps.offset(t) * row_stride : t * step_stride);
+  const T* row(const Steps& steps, int64_t t, int64_t b) const {
+    if (steps.placed()) {
+      const int64_t place = steps.place(steps.offset(t) + b);
+      return data + place / batch * step_stride + place % batch * row_stride;
+    }
+    return data + (steps.packed() ? steps.offset(t) * row_stride : t * step_stride) +
+           b * row_stride;
   }
 };
+
+// Whether c is kept that walk step s leaves: those before blocks of keep_every steps, counted from
+// the last step, where the backward pass begins.
+inline bool keeps_c(const LstmProblem& p, int64_t s) {
+  return p.save && (p.keep_every == 0 || (p.steps - 1 - s) % p.keep_every == 0);
+}
 
 template <class T>
 struct ForwardArgs {
@@ -50,11 +69,12 @@ struct ForwardArgs {
   const T* h0;  // [D, B, P] or null for zeros
   const T* c0;  // [D, B, H] or null for zeros
   DirectionWeights<T> weights[2];
-  T* y;       // [N, D * P]
-  T* h_n;     // [D, B, P]
-  T* c_n;     // [D, B, H]
-  T* gates;   // [D, N, 4H], null unless saved
-  Acc<T>* c;  // [D, N, H], null unless saved
+  WeightPanels<T> panels;  // where p.prepacked, of one direction
+  T* y;                    // [N, D * P]
+  T* h_n;                  // [D, B, P]
+  T* c_n;                  // [D, B, H]
+  T* gates;                // [D, N, 4H], null unless saved
+  Acc<T>* c;               // [D, N, H], null unless saved; where p.keep_every, of kept steps only
 };
 
 template <class T>
@@ -67,12 +87,13 @@ struct BackwardArgs {
   const T* c0;
   DirectionWeights<T> weights[2];
   const T* y;
-  const T* gates;
+  const T* gates;  // null where p.keep_every
   const Acc<T>* c;
-  const T* grad_y;    // [N, D * P] or null
-  const T* grad_h_n;  // [D, B, P] or null
-  const T* grad_c_n;  // [D, B, H] or null
-  T* dx;              // [N, I] or null; likewise below
+  const T* grad_y;       // [N, D * P] or null
+  const Acc<T>* grad_c;  // [D, N, H] or null
+  const T* grad_h_n;     // [D, B, P] or null
+  const T* grad_c_n;     // [D, B, H] or null
+  T* dx;                 // [N, I] or null; likewise below
   T* dh0;
   T* dc0;
   DirectionGradients<T> grads[2];

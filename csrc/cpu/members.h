@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "kernels.h"
 #include "plan.h"
 #include "ranges.h"
 #include "team.h"
@@ -45,6 +46,28 @@ class TeamBarriers {
   int row_groups_;
   Barrier everybody_;
   std::vector<Barrier> groups_, rows_;
+};
+
+// This member's rows of walk steps, in tensors that have a row for each row of the input.
+class StepRows {
+ public:
+  StepRows(const Steps& steps, const MemberRows& rows) : steps_(steps), rows_(rows) {}
+
+  // The first `count` of the step whose rows begin at `offset`. `list` has room for them.
+  template <class U>
+  Rows<U> at(U* tensor, int64_t stride, int64_t offset, int64_t count, U** list) const {
+    if (!steps_.placed()) {
+      return {tensor + (offset + rows_.row(0)) * stride, rows_.step() * stride};
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      list[j] = tensor + steps_.place(offset + rows_.row(j)) * stride;
+    }
+    return {nullptr, 0, list};
+  }
+
+ private:
+  const Steps& steps_;
+  const MemberRows& rows_;
 };
 
 }  // namespace fused_lstm::cpu

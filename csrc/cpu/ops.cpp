@@ -3,18 +3,14 @@
 #include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
-#include <tuple>
-
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer.h"
+#include "cpu/run.h"
 #include "cpu/running.h"
 #include "cpu/team.h"
 
 namespace fused_lstm::cpu {
 namespace {
-
-using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // The tensors of a call as the kernels read them: dense where they must be, alive while they run.
 struct Dense {
@@ -22,19 +18,14 @@ struct Dense {
   std::vector<at::Tensor> weights;
 };
 
-at::Tensor dense(const OptionalTensor& tensor) {
-  return is_given(tensor) ? tensor->contiguous() : at::Tensor();
-}
-
-Dense make_dense(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
-                 at::TensorList weights) {
+Dense make_dense(const Arguments& a) {
   Dense t;
-  const bool rows_are_dense = x.size(-1) <= 1 || x.stride(-1) == 1;
-  t.x = rows_are_dense ? x : x.contiguous();
-  t.h0 = dense(h0);
-  t.c0 = dense(c0);
-  t.weights.reserve(weights.size());
-  for (const at::Tensor& w : weights) t.weights.push_back(w.contiguous());
+  const bool rows_are_dense = a.x.size(-1) <= 1 || a.x.stride(-1) == 1;
+  t.x = rows_are_dense ? a.x : a.x.contiguous();
+  t.h0 = dense(a.h0);
+  t.c0 = dense(a.c0);
+  t.weights.reserve(a.weights.size());
+  for (const at::Tensor& w : a.weights) t.weights.push_back(w.contiguous());
   return t;
 }
 
@@ -51,7 +42,8 @@ T* mutable_data(const at::Tensor& tensor) {
 template <class T>
 Input<T> input_of(const Dense& t) {
   const at::Tensor& x = t.x;
-  return {data<T>(x), x.stride(0), x.dim() == 3 ? x.stride(1) : x.stride(0)};
+  if (x.dim() == 3) return {data<T>(x), x.stride(0), x.stride(1), x.size(1)};
+  return {data<T>(x), x.stride(0), x.stride(0), 1};
 }
 
 template <class T>
@@ -113,66 +105,6 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   last_plans().ran_forward = true;
 }
 
-Forward allocate(const LayerCall& call, const at::Tensor& x) {
-  const LstmProblem& p = call.problem;
-  const auto options = x.options();
-  const auto state = options.dtype(state_type(x.scalar_type()));
-  std::vector<int64_t> y_shape = x.sizes().vec();
-  y_shape.back() = p.directions * p.output_size();
-  return {at::empty(y_shape, options), at::empty({p.directions, p.batch, p.output_size()}, options),
-          at::empty({p.directions, p.batch, p.hidden_size}, options),
-          p.save ? at::empty({p.directions, p.rows, 4 * p.hidden_size}, options)
-                 : at::empty({0}, options),
-          p.save ? at::empty({p.directions, p.rows, p.hidden_size}, state) : at::empty({0}, state)};
-}
-
-void copy_state(const at::Tensor& to, const OptionalTensor& from) {
-  if (is_given(from)) {
-    to.copy_(*from);
-  } else {
-    to.zero_();
-  }
-}
-
-std::vector<at::Tensor> converted(at::TensorList tensors, at::ScalarType type) {
-  std::vector<at::Tensor> result;
-  result.reserve(tensors.size());
-  for (const at::Tensor& tensor : tensors) result.push_back(tensor.to(type));
-  return result;
-}
-
-OptionalTensor converted(const OptionalTensor& tensor, at::ScalarType type) {
-  return is_given(tensor) ? OptionalTensor(tensor->to(type)) : std::nullopt;
-}
-
-Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                   const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
-                   bool save) {
-  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
-  const at::ScalarType type = x.scalar_type();
-  if (!has_kernels(type)) {
-    const at::ScalarType wide = at::kFloat;
-    Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
-                             converted(weights, wide), reverse, save);
-    return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
-            std::get<3>(out).to(type), std::get<4>(out)};
-  }
-  const Forward out = allocate(call, x);
-  if (call.problem.rows == 0) {
-    copy_state(std::get<1>(out), h0);
-    copy_state(std::get<2>(out), c0);
-    return out;
-  }
-  const Dense t = make_dense(x, h0, c0, weights);
-  with_type(type, [&](auto tag) { run_forward<decltype(tag)>(call, t, reverse, out); });
-  return out;
-}
-
-// The tensors of the backward op that the forward op does not have.
-struct Saved {
-  at::Tensor grad_y, grad_h_n, grad_c_n, y, gates, c;
-};
-
 template <class T>
 void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                   const c10::List<bool>& reverse, const std::vector<at::Tensor>& grads) {
@@ -188,6 +120,7 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
   args.y = data<T>(s.y);
   args.gates = data<T>(s.gates);
   args.c = data<Acc<T>>(s.c);
+  args.grad_c = data<Acc<T>>(s.grad_c);
   args.grad_y = data<T>(s.grad_y);
   args.grad_h_n = data<T>(s.grad_h_n);
   args.grad_c_n = data<T>(s.grad_c_n);
@@ -211,6 +144,51 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
   last_plans().ran_backward = true;
 }
 
+}  // namespace
+
+void set_state(const at::Tensor& to, const OptionalTensor& from) {
+  if (is_given(from)) {
+    to.copy_(*from);
+  } else {
+    to.zero_();
+  }
+}
+
+at::Tensor dense(const OptionalTensor& tensor) {
+  return is_given(tensor) ? tensor->contiguous() : at::Tensor();
+}
+
+std::vector<at::Tensor> converted(at::TensorList tensors, at::ScalarType type) {
+  std::vector<at::Tensor> result;
+  result.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.to(type));
+  return result;
+}
+
+OptionalTensor converted(const OptionalTensor& tensor, at::ScalarType type) {
+  return is_given(tensor) ? OptionalTensor(tensor->to(type)) : std::nullopt;
+}
+
+Forward allocate(const LayerCall& call, const at::Tensor& x) {
+  const LstmProblem& p = call.problem;
+  const auto options = x.options();
+  const auto state = options.dtype(state_type(x.scalar_type()));
+  std::vector<int64_t> y_shape = x.sizes().vec();
+  y_shape.back() = p.directions * p.output_size();
+  return {at::empty(y_shape, options), at::empty({p.directions, p.batch, p.output_size()}, options),
+          at::empty({p.directions, p.batch, p.hidden_size}, options),
+          p.save && p.keep_every == 0
+              ? at::empty({p.directions, p.rows, 4 * p.hidden_size}, options)
+              : at::empty({0}, options),
+          p.save ? at::empty({p.directions, p.rows, p.hidden_size}, state) : at::empty({0}, state)};
+}
+
+void compute(const LayerCall& call, const Arguments& arguments, const Forward& out) {
+  const Dense t = make_dense(arguments);
+  with_type(arguments.x.scalar_type(),
+            [&](auto tag) { run_forward<decltype(tag)>(call, t, arguments.reverse, out); });
+}
+
 std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tensor& x,
                                            at::TensorList weights, const c10::List<bool>& needs) {
   const LstmProblem& p = call.problem;
@@ -226,6 +204,38 @@ std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tens
   add({p.directions, p.batch, p.hidden_size});
   for (const at::Tensor& w : weights) add(w.sizes());
   return grads;
+}
+
+void compute_gradients(const LayerCall& call, const Arguments& arguments, const Saved& saved,
+                       const std::vector<at::Tensor>& grads) {
+  const Dense t = make_dense(arguments);
+  with_type(arguments.x.scalar_type(), [&](auto tag) {
+    run_backward<decltype(tag)>(call, t, saved, arguments.reverse, grads);
+  });
+}
+
+namespace {
+
+Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                   const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
+                   bool save) {
+  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
+  const at::ScalarType type = x.scalar_type();
+  if (!has_kernels(type)) {
+    const at::ScalarType wide = at::kFloat;
+    Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
+                             converted(weights, wide), reverse, save);
+    return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
+            std::get<3>(out).to(type), std::get<4>(out)};
+  }
+  const Forward out = allocate(call, x);
+  if (call.problem.rows == 0) {
+    set_state(std::get<1>(out), h0);
+    set_state(std::get<2>(out), c0);
+    return out;
+  }
+  compute(call, {x, h0, c0, weights, reverse}, out);
+  return out;
 }
 
 std::vector<at::Tensor> lstm_layer_backward(
@@ -251,10 +261,10 @@ std::vector<at::Tensor> lstm_layer_backward(
     if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
     return grads;
   }
-  const Dense t = make_dense(x, h0, c0, weights);
-  const Saved s{dense(grad_y),  dense(grad_h_n),    dense(grad_c_n),
-                y.contiguous(), gates.contiguous(), c.contiguous()};
-  with_type(type, [&](auto tag) { run_backward<decltype(tag)>(call, t, s, reverse, grads); });
+  compute_gradients(call, {x, h0, c0, weights, reverse},
+                    {dense(grad_y), dense(grad_h_n), dense(grad_c_n), at::Tensor(), y.contiguous(),
+                     gates.contiguous(), c.contiguous()},
+                    grads);
   return grads;
 }
 

@@ -216,6 +216,7 @@ CpuPlan plan_forward(const LstmProblem& p, const Steps& steps, const CpuMachine&
   const int64_t input = ceil_div(p.input_size, m.pair), hidden = ceil_div(p.output_size(), m.pair);
   CpuPlan plan;
   plan.algorithm = request.algorithm.value_or(few_rows(p, m) ? Algorithm::dot : Algorithm::panels);
+  if (p.prepacked) plan.algorithm = Algorithm::panels;
   if (plan.algorithm == Algorithm::dot && p.proj_size > 0) {
     throw std::invalid_argument("algorithm=dot does not take a projection");
   }
@@ -223,7 +224,8 @@ CpuPlan plan_forward(const LstmProblem& p, const Steps& steps, const CpuMachine&
   const Loop loop{panels, hidden, panels, m.gate_ns, barriers};
   Loop folded = loop;
   folded.input_entries = input;
-  const double packing = double(p.directions * panels * 4 * (input + hidden)) * m.pack_ns;
+  const double packing =
+      p.prepacked ? 0 : double(p.directions * panels * 4 * (input + hidden)) * m.pack_ns;
 
   choose_team(
       m, p, request, panels,
@@ -237,8 +239,9 @@ CpuPlan plan_forward(const LstmProblem& p, const Steps& steps, const CpuMachine&
         const int64_t chunk = request.chunk.value_or(chunk_that_fits(m, p, split, panels));
         const double batched =
             loops * (loop_ns(m, steps, loop, split) + input_ns(m, p, split, panels, chunk));
-        candidate->pack_late = steps.steps() == 1 && split.rows == 1;
-        candidate->fold_input = candidate->pack_late || request.fold.value_or(inside < batched);
+        const bool once = steps.steps() == 1 && split.rows == 1;
+        candidate->pack_late = once && !p.prepacked;
+        candidate->fold_input = once || request.fold.value_or(inside < batched);
         candidate->chunk_steps = std::clamp<int64_t>(chunk, 1, std::max<int64_t>(1, steps.steps()));
         const double cost = candidate->fold_input ? inside : batched;
         return cost + packing / split.threads() * (candidate->pack_late ? 1 : kEarly);
@@ -262,6 +265,11 @@ CpuPlan plan_backward(const LstmProblem& p, const Steps& steps, const CpuMachine
       (double(gates) * (columns - double(p.input_size)) + rows * (double(gates) + columns)) /
       (m.lanes * m.pair) * m.pack_ns;
   CpuPlan plan;
+  // Steps that are computed again are so as they were.
+  if (p.keep_every > 0) {
+    plan.algorithm =
+        request.algorithm.value_or(few_rows(p, m) ? Algorithm::dot : Algorithm::panels);
+  }
   choose_team(
       m, p, request, panels,
       [&](const Split& split, CpuPlan*) {

@@ -44,7 +44,8 @@ class MemberRows {
   int64_t first_, step_, most_;
 };
 
-// The steps in the order in which a direction walks them: walk step s happens at time(s).
+// The steps in the order in which a direction walks them: walk step s happens at time(s), and the
+// walk step that happens at time t is time(t).
 class TimeOrder {
  public:
   TimeOrder(const Steps& steps, bool reverse) : steps_(steps), reverse_(reverse) {}

@@ -1,0 +1,320 @@
+// lstm_sequence on the CPU: lengths and resets become segments, whose rows the kernels walk where
+// they lie; only states are put in the segments' order and back.
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <optional>
+
+#include "cpu/dispatch.h"
+#include "cpu/run.h"
+#include "segments.h"
+
+namespace fused_lstm::cpu {
+namespace {
+
+struct Sequence {
+  const OptionalTensor &lengths, &reset, &reset_h, &reset_c;
+  int64_t keep_every;
+};
+
+at::Tensor indices(std::vector<int64_t> values) {
+  return at::from_blob(values.data(), {int64_t(values.size())}, at::kLong).clone();
+}
+
+// The call's segments; none where it has neither lengths nor resets.
+std::optional<Segments> read_segments(const LayerCall& call, const Sequence& s) {
+  const LstmProblem& p = call.problem;
+  const bool resets = is_given(s.reset);
+  TORCH_CHECK(resets || !(is_given(s.reset_h) || is_given(s.reset_c)),
+              "fused_lstm: a state for resets without a mask of them");
+  if (!resets && !is_given(s.lengths)) return std::nullopt;
+  TORCH_CHECK(!p.packed, "fused_lstm: packed input has its lengths in batch_sizes");
+  at::Tensor lengths, reset;
+  if (is_given(s.lengths)) {
+    TORCH_CHECK(s.lengths->dim() == 1 && s.lengths->size(0) == p.batch,
+                "fused_lstm: expected lengths of shape [", p.batch, "], got ", s.lengths->sizes());
+    TORCH_CHECK(at::isIntegralType(s.lengths->scalar_type(), /*includeBool=*/false),
+                "fused_lstm: expected lengths of an integer dtype, got ", s.lengths->scalar_type());
+    lengths = s.lengths->to(at::kLong).contiguous();
+    for (int64_t row = 0; row < p.batch; ++row) {
+      const int64_t length = lengths.const_data_ptr<int64_t>()[row];
+      TORCH_CHECK(0 <= length && length <= p.steps, "fused_lstm: expected lengths from 0 to ",
+                  p.steps, ", the steps of the input, got ", length, " for row ", row);
+    }
+  }
+  if (resets) {
+    TORCH_CHECK(s.reset->dim() == 2 && s.reset->size(0) == p.steps && s.reset->size(1) == p.batch,
+                "fused_lstm: expected reset of shape [", p.steps, ", ", p.batch, "], got ",
+                s.reset->sizes());
+    TORCH_CHECK(s.reset->scalar_type() == at::kBool, "fused_lstm: expected reset of dtype bool, ",
+                "got ", s.reset->scalar_type());
+    reset = s.reset->contiguous();
+  }
+  return Segments(p.steps, p.batch, lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
+                  reset.defined() ? reset.const_data_ptr<bool>() : nullptr);
+}
+
+LayerCall call_of(const LayerCall& call, const Segments& segments) {
+  LayerCall inner = call;
+  inner.steps = segments.steps();
+  inner.problem.steps = inner.steps.steps();
+  inner.problem.batch = segments.size();
+  inner.problem.rows = inner.steps.rows();
+  inner.problem.packed = true;
+  return inner;
+}
+
+// f(segment) of all segments.
+template <class F>
+at::Tensor index_of(const Segments& segments, const F& f) {
+  std::vector<int64_t> values(segments.size());
+  for (int64_t i = 0; i < segments.size(); ++i) values[i] = f(segments[i]);
+  return indices(std::move(values));
+}
+
+// Where a segment's first state is among those of the rows and, after them, those for resets.
+at::Tensor first_states(const Segments& segments, bool reverse) {
+  return index_of(segments, [&](const Segment& s) {
+    return segments.takes_state(s, reverse) ? s.row : segments.batch() + s.row;
+  });
+}
+
+// The last state of each row among those of the segments and, after them, the rows' first ones,
+// which rows without a step give back.
+at::Tensor last_states(const Segments& segments, bool reverse) {
+  std::vector<int64_t> values(segments.batch());
+  for (int64_t row = 0; row < segments.batch(); ++row) values[row] = segments.size() + row;
+  for (int64_t i = 0; i < segments.size(); ++i) {
+    if (segments.ends_row(segments[i], reverse)) values[segments[i].row] = i;
+  }
+  return indices(std::move(values));
+}
+
+// rows[d] of [D, first; second, size] for each direction; undefined tensors are zeros.
+template <class Index>
+at::Tensor select(const at::Tensor& first, int64_t first_rows, const at::Tensor& second,
+                  int64_t second_rows, int64_t size, const at::TensorOptions& options,
+                  const c10::List<bool>& reverse, const Index& index) {
+  const auto directions = int64_t(reverse.size());
+  const auto given = [&](const at::Tensor& state, int64_t rows) {
+    return state.defined() ? state : at::zeros({directions, rows, size}, options);
+  };
+  const at::Tensor source = at::cat({given(first, first_rows), given(second, second_rows)}, 1);
+  std::vector<at::Tensor> parts;
+  for (int64_t d = 0; d < directions; ++d) {
+    parts.push_back(source.select(0, d).index_select(0, index(reverse.get(d))).unsqueeze(0));
+  }
+  return at::cat(parts);
+}
+
+at::Tensor tensor_or_none(const OptionalTensor& t) { return is_given(t) ? *t : at::Tensor(); }
+
+// The states that the segments begin with; none for zeros.
+OptionalTensor into_segments(const Segments& segments, const OptionalTensor& state,
+                             const OptionalTensor& fresh, int64_t size,
+                             const at::TensorOptions& options, const c10::List<bool>& reverse) {
+  if (!is_given(state) && !is_given(fresh)) return std::nullopt;
+  return select(tensor_or_none(state), segments.batch(), tensor_or_none(fresh), segments.batch(),
+                size, options, reverse,
+                [&](bool backwards) { return first_states(segments, backwards); });
+}
+
+// rows = 0 for steps of no segment, in each of `blocks` blocks of rows.
+void clear_dead(const Segments& segments, const at::Tensor& rows, int64_t blocks) {
+  if (segments.dead().empty() || rows.numel() == 0) return;
+  const int64_t bytes = rows.size(-1) * int64_t(rows.element_size());
+  const int64_t block = rows.numel() / blocks * int64_t(rows.element_size());
+  char* data = static_cast<char*>(rows.mutable_data_ptr());
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (const int64_t place : segments.dead()) {
+      std::memset(data + b * block + place * bytes, 0, bytes);
+    }
+  }
+}
+
+Forward run_segments(const LayerCall& call, const Segments& segments, const Arguments& a,
+                     const Sequence& s, const Forward& dense) {
+  const LstmProblem& p = call.problem;
+  const LayerCall inner = call_of(call, segments);
+  const auto options = a.x.options();
+  const OptionalTensor h0 =
+      into_segments(segments, a.h0, s.reset_h, p.output_size(), options, a.reverse);
+  const OptionalTensor c0 =
+      into_segments(segments, a.c0, s.reset_c, p.hidden_size, options, a.reverse);
+  auto [y, h_n, c_n, gates, c] = dense;
+  h_n = at::empty({p.directions, segments.size(), p.output_size()}, options);
+  c_n = at::empty({p.directions, segments.size(), p.hidden_size}, options);
+  clear_dead(segments, y, 1);
+  if (p.save) clear_dead(segments, c, p.directions);
+  if (inner.problem.rows > 0) {
+    compute(inner, {a.x, h0, c0, a.weights, a.reverse}, {y, h_n, c_n, gates, c});
+  }
+  const auto last = [&](const at::Tensor& state, const OptionalTensor& first, int64_t size) {
+    return select(state, segments.size(), tensor_or_none(first), segments.batch(), size, options,
+                  a.reverse, [&](bool backwards) { return last_states(segments, backwards); });
+  };
+  return {y, last(h_n, a.h0, p.output_size()), last(c_n, a.c0, p.hidden_size), gates, c};
+}
+
+Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
+                      const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                      c10::List<bool> reverse, const OptionalTensor& lengths,
+                      const OptionalTensor& reset, const OptionalTensor& reset_h,
+                      const OptionalTensor& reset_c, bool save, int64_t keep_every) {
+  const at::ScalarType type = x.scalar_type(), wide = at::kFloat;
+  LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
+  call.problem.keep_every = save ? keep_every : 0;
+  TORCH_CHECK(keep_every >= 0, "fused_lstm: expected keep_every of at least 0, got ", keep_every);
+  if (!has_kernels(type)) {
+    Forward out = lstm_sequence(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
+                                converted(weights, wide), reverse, lengths, reset,
+                                converted(reset_h, wide), converted(reset_c, wide), save, 0);
+    const at::Tensor& gates = std::get<3>(out);
+    return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
+            keep_every > 0 ? at::empty({0}, x.options()) : gates.to(type), std::get<4>(out)};
+  }
+  const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
+  const Arguments arguments{x, h0, c0, weights, reverse};
+  const std::optional<Segments> segments = read_segments(call, s);
+  const Forward out = allocate(call, x);
+  if (segments) return run_segments(call, *segments, arguments, s, out);
+  if (call.problem.rows == 0) {
+    set_state(std::get<1>(out), h0);
+    set_state(std::get<2>(out), c0);
+    return out;
+  }
+  compute(call, arguments, out);
+  return out;
+}
+
+// Gradients of the rows' first states and of those for resets, from those of the segments'.
+std::pair<at::Tensor, at::Tensor> out_of_segments(const Segments& segments, const at::Tensor& grad,
+                                                  const at::Tensor& grad_last,
+                                                  const c10::List<bool>& reverse) {
+  const int64_t batch = segments.batch(), size = grad.size(2);
+  const at::ScalarType type = state_type(grad.scalar_type());
+  const at::Tensor total = at::zeros({grad.size(0), 2 * batch, size}, grad.options().dtype(type));
+  for (int64_t d = 0; d < grad.size(0); ++d) {
+    const at::Tensor one = total.select(0, d);
+    one.index_add_(0, first_states(segments, reverse.get(d)), grad.select(0, d).to(type));
+    if (!grad_last.defined()) continue;
+    // Of rows without a step the last state is the first.
+    const at::Tensor last = last_states(segments, reverse.get(d));
+    const at::Tensor same = last.ge(segments.size()).unsqueeze(1);
+    one.narrow(0, 0, batch).add_(grad_last.select(0, d).to(type).mul(same));
+  }
+  return {total.narrow(1, 0, batch).to(grad.scalar_type()).contiguous(),
+          total.narrow(1, batch, batch).to(grad.scalar_type()).contiguous()};
+}
+
+// Gradients of x, h0, c0, the weights, reset_h and reset_c.
+std::vector<at::Tensor> gradients_of_segments(const LayerCall& call, const Segments& segments,
+                                              const Arguments& a, const Sequence& s,
+                                              const Saved& saved, const c10::List<bool>& needs) {
+  const LstmProblem& p = call.problem;
+  const LayerCall inner = call_of(call, segments);
+  const auto options = a.x.options();
+  const OptionalTensor h0 =
+      into_segments(segments, a.h0, s.reset_h, p.output_size(), options, a.reverse);
+  const OptionalTensor c0 =
+      into_segments(segments, a.c0, s.reset_c, p.hidden_size, options, a.reverse);
+  Saved of_segments = saved;
+  const auto into_last = [&](at::Tensor* grad, int64_t size) {
+    if (!grad->defined()) return;
+    *grad = select(*grad, p.batch, at::Tensor(), 1, size, options, a.reverse, [&](bool backwards) {
+      return index_of(segments, [&](const Segment& segment) {
+        return segments.ends_row(segment, backwards) ? segment.row : p.batch;
+      });
+    });
+  };
+  into_last(&of_segments.grad_h_n, p.output_size());
+  into_last(&of_segments.grad_c_n, p.hidden_size);
+
+  const size_t count = 3 + a.weights.size();
+  c10::List<bool> asked;
+  for (size_t i = 0; i < count; ++i) asked.push_back(needs.get(i));
+  asked.set(1, needs.get(1) || needs.get(count));
+  asked.set(2, needs.get(2) || needs.get(count + 1));
+  std::vector<at::Tensor> grads = allocate_gradients(inner, a.x, a.weights, asked);
+  if (needs.get(0)) clear_dead(segments, grads[0], 1);
+  if (inner.problem.rows > 0) {
+    compute_gradients(inner, {a.x, h0, c0, a.weights, a.reverse}, of_segments, grads);
+  } else {
+    for (const at::Tensor& grad : grads) grad.zero_();
+  }
+  grads.resize(count + 2);
+  const auto states = [&](size_t first, size_t fresh, const at::Tensor& grad_last) {
+    grads[fresh] = at::empty({0}, options);
+    if (!asked.get(first)) return;
+    std::tie(grads[first], grads[fresh]) =
+        out_of_segments(segments, grads[first], grad_last, a.reverse);
+  };
+  states(1, count, saved.grad_h_n);
+  states(2, count + 1, saved.grad_c_n);
+  return grads;
+}
+
+std::vector<at::Tensor> lstm_sequence_backward(
+    const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+    const OptionalTensor& grad_c, const at::Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+    c10::List<bool> reverse, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const at::Tensor& y,
+    const at::Tensor& gates, const at::Tensor& c, c10::List<bool> needs, int64_t keep_every) {
+  const at::ScalarType type = x.scalar_type(), wide = at::kFloat;
+  if (!has_kernels(type) && keep_every > 0) {  // the whole layer again: rounded as it was
+    const Forward again = lstm_sequence(x, batch_sizes, h0, c0, weights, reverse, lengths, reset,
+                                        reset_h, reset_c, true, 0);
+    return lstm_sequence_backward(grad_y, grad_h_n, grad_c_n, grad_c, x, batch_sizes, h0, c0,
+                                  weights, reverse, lengths, reset, reset_h, reset_c, y,
+                                  std::get<3>(again), std::get<4>(again), needs, 0);
+  }
+  if (!has_kernels(type)) {
+    std::vector<at::Tensor> grads = lstm_sequence_backward(
+        converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), grad_c,
+        x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide),
+        reverse, lengths, reset, converted(reset_h, wide), converted(reset_c, wide), y.to(wide),
+        gates.to(wide), c, needs, keep_every);
+    return converted(grads, type);
+  }
+  LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, true);
+  const LstmProblem& p = call.problem;
+  call.problem.keep_every = keep_every;
+  const size_t count = 3 + weights.size();
+  TORCH_CHECK(needs.size() == count + 2, "fused_lstm: expected ", count + 2,
+              " flags in needs, for "
+              "x, h0, c0, each weight, reset_h and reset_c, got ",
+              needs.size());
+  c10::List<bool> of_layer;
+  for (size_t i = 0; i < count; ++i) of_layer.push_back(needs.get(i));
+  check_saved(call, grad_y, grad_h_n, grad_c_n, x, y, gates, c, of_layer, weights.size());
+  const Saved saved{dense(grad_y),  dense(grad_h_n),    dense(grad_c_n), dense(grad_c),
+                    y.contiguous(), gates.contiguous(), c.contiguous()};
+  const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
+  const Arguments arguments{x, h0, c0, weights, reverse};
+  if (const auto segments = read_segments(call, s)) {
+    return gradients_of_segments(call, *segments, arguments, s, saved, needs);
+  }
+  std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, of_layer);
+  if (p.rows > 0) {
+    compute_gradients(call, arguments, saved, grads);
+  } else {
+    for (const at::Tensor& grad : grads) grad.zero_();
+    if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
+    if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
+  }
+  for (int i = 0; i < 2; ++i) grads.push_back(at::empty({0}, x.options()));
+  return grads;
+}
+
+}  // namespace
+}  // namespace fused_lstm::cpu
+
+TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) {
+  m.impl("lstm_sequence", TORCH_FN(fused_lstm::cpu::lstm_sequence));
+  m.impl("lstm_sequence_backward", TORCH_FN(fused_lstm::cpu::lstm_sequence_backward));
+}

@@ -1,0 +1,223 @@
+// A stack of layers of one direction that is called for a few steps at a time and keeps the state:
+// weights are packed once, all layers run in one call, and all memory but the output is kept.
+#include "stream.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/CPUAllocator.h>
+#include <torch/extension.h>
+
+#include <mutex>
+
+#include "checks.h"
+#include "dispatch.h"
+#include "gate_panels.h"
+#include "running.h"
+#include "team.h"
+
+namespace py = pybind11;
+
+namespace fused_lstm::cpu {
+namespace {
+
+// Memory that only grows.
+class Memory {
+ public:
+  void* at_least(size_t bytes) {
+    if (bytes > size_) {
+      data_ = c10::GetCPUAllocator()->allocate(bytes + 64);
+      size_ = bytes;
+    }
+    const auto address = reinterpret_cast<uintptr_t>(data_.get());
+    return reinterpret_cast<void*>((address + 63) / 64 * 64);
+  }
+
+ private:
+  c10::DataPtr data_;
+  size_t size_ = 0;
+};
+
+template <class T>
+T* data(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
+}
+
+struct StreamLayer {
+  std::vector<at::Tensor> given;  // w_ih, w_hh, b_ih, b_hh, w_hr: those there are
+  LayerCall call;                 // of one step
+  Memory panels;
+};
+
+class Stream {
+ public:
+  Stream(const std::vector<std::vector<at::Tensor>>& weights, int64_t batch)
+      : given_type_(weights.at(0).at(0).scalar_type()),
+        type_(has_kernels(given_type_) ? given_type_ : at::kFloat) {
+    const auto options = weights[0][0].options();
+    for (const auto& given : weights) {
+      const at::Tensor x = at::empty({1, batch, given[0].size(1)}, options.requires_grad(false));
+      layers_.push_back({given,
+                         read_call(x, std::nullopt, std::nullopt, std::nullopt, given,
+                                   c10::List<bool>({false}), false),
+                         Memory()});
+      LstmProblem& p = layers_.back().call.problem;
+      p.dtype = type_ == at::kDouble     ? DType::float64
+                : type_ == at::kBFloat16 ? DType::bfloat16
+                                         : DType::float32;
+      p.prepacked = true;
+    }
+    const LstmProblem& p = layers_[0].call.problem;
+    const auto state = options.dtype(type_).requires_grad(false);
+    const auto count = int64_t(layers_.size());
+    h_ = at::zeros({count, batch, p.output_size()}, state);
+    c_ = at::zeros({count, batch, p.hidden_size}, state);
+    pack();
+  }
+
+  // Of what the panels were packed from: where it lies, and how often it was changed.
+  bool outdated() const {
+    size_t i = 0;
+    for (const StreamLayer& layer : layers_) {
+      for (const at::Tensor& w : layer.given) {
+        if (packed_from_[i++] != mark_of(w)) return true;
+      }
+    }
+    return false;
+  }
+
+  void pack() {
+    packed_from_.clear();
+    for (StreamLayer& layer : layers_) {
+      for (const at::Tensor& w : layer.given) packed_from_.push_back(mark_of(w));
+      with_type(type_, [&](auto tag) { pack_layer<decltype(tag)>(layer); });
+    }
+  }
+
+  // y [T, B, P] of x [T, B, I], the state carried on.
+  at::Tensor run(const at::Tensor& given) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (outdated()) pack();
+    const bool one = given.dim() == 2;
+    at::Tensor x = given.scalar_type() == type_ ? given : given.to(type_);
+    if (one) x = x.unsqueeze(0);
+    if (x.size(-1) > 1 && x.stride(-1) != 1) x = x.contiguous();
+    const int64_t steps = x.size(0), batch = h_.size(1);
+    at::Tensor y;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      LayerCall& call = layers_[i].call;
+      call.steps = Steps(steps, batch);
+      call.problem.steps = steps;
+      call.problem.rows = steps * batch;
+      const bool last = i + 1 == layers_.size();
+      y = last ? at::empty({steps, batch, h_.size(2)}, h_.options()) : between(i % 2, steps);
+      if (call.problem.rows == 0) continue;
+      with_type(type_, [&](auto tag) {
+        run_layer<decltype(tag)>(layers_[i], x, h_.select(0, i), c_.select(0, i), y);
+      });
+      x = y;
+    }
+    if (given.scalar_type() != type_) y = y.to(given.scalar_type());
+    return one ? y.squeeze(0) : y;
+  }
+
+  // [L, B, P] and [L, B, H], those that the next call begins with.
+  at::Tensor h() const { return h_; }
+  at::Tensor c() const { return c_; }
+
+ private:
+  using Mark = std::pair<const void*, uint32_t>;
+  static Mark mark_of(const at::Tensor& w) {
+    return {w.const_data_ptr(), w.is_inference() ? 0 : uint32_t(w._version())};
+  }
+
+  // The output of a layer that is not the last: one buffer is read while the other is written.
+  at::Tensor between(size_t which, int64_t steps) {
+    at::Tensor& buffer = between_[which];
+    if (!buffer.defined() || buffer.size(0) < steps) {
+      buffer = at::empty({steps, h_.size(1), h_.size(2)}, h_.options());
+    }
+    return buffer.narrow(0, 0, steps);
+  }
+
+  template <class T>
+  static WeightPanels<T> panels_of(StreamLayer& layer) {
+    const LstmProblem& p = layer.call.problem;
+    const GatePanels<T> panels(p, kernels<T>());
+    WeightPanels<T> w{};
+    for (void* base = nullptr;;) {
+      Arena arena(base);
+      w.w_x = arena.take<T>(panels.count() * panels.input_size());
+      w.w_h = arena.take<T>(panels.count() * panels.hidden_size());
+      w.bias = arena.take<Acc<T>>(panels.count() * panels.width());
+      w.w_r = arena.take<T>(panels.projection_count() * panels.projection_size());
+      if (base != nullptr) return w;
+      base = layer.panels.at_least(arena.used());
+    }
+  }
+
+  template <class T>
+  void pack_layer(StreamLayer& layer) const {
+    const LstmProblem& p = layer.call.problem;
+    const GatePanels<T> panels(p, kernels<T>());
+    const WeightPanels<T> out = panels_of<T>(layer);
+    std::vector<at::Tensor> dense;
+    for (const at::Tensor& w : layer.given) dense.push_back(w.detach().to(type_).contiguous());
+    const DirectionWeights<T> w{data<T>(dense[0]),
+                                data<T>(dense[1]),
+                                p.bias ? data<T>(dense[2]) : nullptr,
+                                p.bias ? data<T>(dense[3]) : nullptr,
+                                p.proj_size > 0 ? data<T>(dense.back()) : nullptr,
+                                false};
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      panels.pack(w.w_ih, p.input_size, i, out.w_x + i * panels.input_size());
+      panels.pack(w.w_hh, p.output_size(), i, out.w_h + i * panels.hidden_size());
+      panels.pack_bias(w, i, out.bias + i * panels.width());
+    }
+    for (int64_t i = 0; i < panels.projection_count(); ++i) {
+      panels.pack_projection(w.w_hr, i, out.w_r + i * panels.projection_size());
+    }
+  }
+
+  template <class T>
+  void run_layer(StreamLayer& layer, const at::Tensor& x, const at::Tensor& h, const at::Tensor& c,
+                 const at::Tensor& y) {
+    ForwardArgs<T> args{};
+    args.kernels = &kernels<T>();
+    args.problem = layer.call.problem;
+    args.steps = &layer.call.steps;
+    args.x = {data<T>(x), x.stride(0), x.stride(1), x.size(1)};
+    args.h0 = args.h_n = data<T>(h);
+    args.c0 = args.c_n = data<T>(c);
+    args.weights[0] = {};
+    args.panels = panels_of<T>(layer);
+    args.y = data<T>(y);
+    for (int threads = available_threads();; threads = 1) {
+      const CpuPlan plan = plan_forward(args.problem, layer.call.steps,
+                                        machine(*args.kernels, threads), requested_plan());
+      void* space = workspace_.at_least(forward_workspace(args, plan));
+      if (forward(args, plan, space)) return;
+    }
+  }
+
+  const at::ScalarType given_type_, type_;
+  std::vector<StreamLayer> layers_;
+  std::vector<Mark> packed_from_;
+  at::Tensor h_, c_, between_[2];
+  Memory workspace_;
+  std::mutex mutex_;
+};
+
+}  // namespace
+
+void bind_stream(py::module_& m) {
+  py::class_<Stream>(m, "Stream", "Layers called a few steps at a time; see fused_lstm.streaming.")
+      .def(py::init<const std::vector<std::vector<at::Tensor>>&, int64_t>(), py::arg("weights"),
+           py::arg("batch"))
+      .def("run", &Stream::run, py::call_guard<py::gil_scoped_release>(), py::arg("x"))
+      .def("pack", &Stream::pack)
+      .def_property_readonly("outdated", &Stream::outdated)
+      .def_property_readonly("h", &Stream::h)
+      .def_property_readonly("c", &Stream::c);
+}
+
+}  // namespace fused_lstm::cpu
