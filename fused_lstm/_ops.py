@@ -144,3 +144,5 @@ if extension is not None:
     lstm_cell = torch.ops.fused_lstm.lstm_cell.default
     lstm_layer = torch.ops.fused_lstm.lstm_layer.default
     lstm_layer_backward = torch.ops.fused_lstm.lstm_layer_backward.default
+    lstm_sequence = torch.ops.fused_lstm.lstm_sequence.default
+    lstm_sequence_backward = torch.ops.fused_lstm.lstm_sequence_backward.default

@@ -8,11 +8,15 @@ from torch import nn
 from torch.fx import Proxy
 
 
-def leaf_call(module: nn.Module, input: Proxy, hx: Any) -> Proxy:
-    """A call of the whole module in the graph, as ``torch.fx`` records PyTorch's layers."""
+def leaf_call(module: nn.Module, input: Proxy, hx: Any, **options: Any) -> Proxy:
+    """A call of the whole module in the graph, as ``torch.fx`` records PyTorch's layers.
+
+    Of the options those that ask for something.
+    """
     tracer = input.tracer
     args = (input,) if hx is None else (input, hx)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
+    given = {k: v for k, v in options.items() if v is not None and v is not False}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
 
 
 def refuse_script(module: nn.Module) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
 from fused_lstm._checks import State, refusal_of_layer
 from fused_lstm.autograd import lstm_layer
+from fused_lstm.sequences import SequenceCall
 
 _FORWARD = [False]
 _BOTH = [False, True]
@@ -28,7 +30,13 @@ def lstm(
     bidirectional: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-) -> tuple[Tensor | PackedSequence, State]:
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_hx: State | None = None,
+    return_cells: bool = False,
+    return_gates: bool = False,
+    recompute: int = 0,
+) -> tuple[Any, ...]:
     """A stack of LSTM layers, as ``torch.nn.LSTM`` computes it.
 
     Args:
@@ -44,20 +52,47 @@ def lstm(
         bidirectional: whether every layer also runs backwards in time.
         dropout: probability of an element between two layers being zeroed, if ``training``.
         training: whether dropout is applied.
+        lengths: ``[B]``, any integer dtype, on any device, in any order: the live steps of each row
+            of padded input. Only those are computed; the output beyond is zero, ``h_n`` and ``c_n``
+            are those of the last live step, and a length of 0 gives back the initial state.
+        reset: ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` unbatched) bool: a row whose
+            state is replaced before a step, as at the beginning of an episode. No state and no
+            gradient passes there, in either direction of a bidirectional layer: a row is cut before
+            each marked step, as if its pieces were sequences of their own. ``hx`` goes into the
+            piece where a direction begins (not where step 0 is marked), and ``h_n`` and ``c_n`` are
+            of the piece where it ends.
+        reset_hx: the state after a reset, shaped as ``hx`` or with 1 in the place of B, for example
+            a learned one; None for zeros.
+        return_cells: whether c of every step of the last layer is returned too, shaped as the
+            output with H in the place of P. It has gradients.
+        return_gates: likewise its activated gates i, f, g and o, with 4H in the place of P, the
+            gates of a direction next to each other. They have no gradients.
+        recompute: k > 0 keeps c of every k-th step only for backward, which computes the gates of k
+            steps at once again: memory for time, the same gradients to the last bit. It is of no
+            effect for a layer whose cells or gates are returned, and on devices other than CPUs.
 
     Returns:
-        ``output`` shaped as the input with ``D*P`` features, and ``(h_n, c_n)`` shaped as ``hx``.
+        ``output`` shaped as the input with ``D*P`` features, and ``(h_n, c_n)`` shaped as ``hx``;
+        then cells and gates, those that are asked for.
         All of the input's dtype: float32, float64, bfloat16 or float16.
 
     Raises:
+        TypeError: for a mask that is not bool and lengths of no integer dtype.
         ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
             ``torch.nn.LSTM`` of the running release raises, where it does.
     """
     if not training:
         dropout = 0.0
     args = (input, hx, params, batch_first, bidirectional, dropout)
+    run = call = None
+    masked = lengths is not None or reset is not None or reset_hx is not None
+    if masked or return_cells or return_gates or recompute:
+        call = SequenceCall(lengths, reset, reset_hx, return_cells, return_gates, recompute)
+        call.check(input, batch_first, len(params))
+        run = functools.partial(_sequences, call)
     try:
-        return _call(None, *args)
+        results = _call(run, *args)
+        return results if call is None else call.results(*results)
     except RuntimeError as error:
         if torch.compiler.is_compiling():
             raise
@@ -66,7 +101,10 @@ def lstm(
         if reason is None:
             raise refusal_of_layer(error, *args[:5]) from None
     _ops.warn_fallback(reason)
-    return _call(_reference, *args)
+    if call is None:
+        return _call(_reference, *args)
+    call.by_reference = True
+    return call.results(*_call(run, *args))
 
 
 def _call(
@@ -208,6 +246,17 @@ def _fused(
         h_ns.append(h_n)
         c_ns.append(c_n)
     return x, torch.cat(h_ns), torch.cat(c_ns)
+
+
+def _sequences(
+    call: SequenceCall,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    hx: State | None,
+    params: Sequence[Sequence[Tensor]],
+    *args: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fused(x, batch_sizes, hx, params, *args, layer=call.layers(x, len(params)))
 
 
 def _reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

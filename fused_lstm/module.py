@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from fused_lstm import layouts
 from fused_lstm._checks import State
 from fused_lstm._tracing import leaf_call, refuse_script
 from fused_lstm.functional import lstm
+from fused_lstm.streaming import Stream, refuse_both_directions
 
 
 class LSTM(torch.nn.RNNBase):
@@ -32,7 +34,11 @@ class LSTM(torch.nn.RNNBase):
         proj_size: features of the projected output, P; 0 for none, which makes P = H.
         device: of the parameters.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
+        recompute: the attribute of this name, which may be set at any time: k > 0 keeps every k-th
+            state only in training, and backward computes k steps at once again.
     """
+
+    recompute: int = 0  # of modules that were saved before there was one
 
     def __init__(
         self,
@@ -46,6 +52,8 @@ class LSTM(torch.nn.RNNBase):
         proj_size: int = 0,
         device: Any = None,
         dtype: Any = None,
+        *,
+        recompute: int = 0,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -60,16 +68,35 @@ class LSTM(torch.nn.RNNBase):
             device,
             dtype,
         )
+        self.recompute = recompute
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: State | None = None
-    ) -> tuple[Tensor | PackedSequence, State]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_hx: State | None = None,
+        return_cells: bool = False,
+        return_gates: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layers over ``input [T, B, I]``, ``[B, T, I]``, ``[T, I]`` or packed rows.
 
-        Returns ``(output, (h_n, c_n))``; :func:`fused_lstm.lstm` has the shapes and the errors.
+        Returns ``(output, (h_n, c_n))``, then cells and gates where they are asked for;
+        :func:`fused_lstm.lstm` has the options, the shapes and the errors.
         """
         if isinstance(input, Proxy):
-            return leaf_call(self, input, hx)
+            return leaf_call(
+                self,
+                input,
+                hx,
+                lengths=lengths,
+                reset=reset,
+                reset_hx=reset_hx,
+                return_cells=return_cells,
+                return_gates=return_gates,
+            )
         return lstm(
             input,
             hx,
@@ -78,7 +105,46 @@ class LSTM(torch.nn.RNNBase):
             bidirectional=self.bidirectional,
             dropout=self.dropout,
             training=self.training,
+            lengths=lengths,
+            reset=reset,
+            reset_hx=reset_hx,
+            return_cells=return_cells,
+            return_gates=return_gates,
+            recompute=self.recompute,
         )
+
+    def step(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
+        """One step of ``input [B, I]`` from ``hx``: ``(y [B, P], (h, c))``, with gradients.
+
+        :meth:`stream` is faster where many steps follow without gradients.
+
+        Raises:
+            ValueError: for a bidirectional layer.
+            RuntimeError: for an input of another rank.
+        """
+        refuse_both_directions(self, "step()")
+        if input.dim() != 2:
+            raise RuntimeError(f"step() takes input [B, I], got {input.dim()}-D input")
+        y, hx = self(input.unsqueeze(1 if self.batch_first else 0), hx)
+        return y.squeeze(1 if self.batch_first else 0), hx
+
+    def stream(self, batch: int = 1) -> Stream:
+        """What runs a sequence that comes in pieces: holds the state, weights packed once.
+
+        ``y = stream(x)`` takes a step ``[B, I]`` to ``[B, P]``, or a chunk ``[T, B, I]`` to
+        ``[T, B, P]`` (time first whatever ``batch_first``); see :class:`fused_lstm.Stream`.
+
+        Raises:
+            ValueError: for a bidirectional layer.
+        """
+        return Stream(self, batch)
+
+    from_concatenated = classmethod(layouts.from_concatenated)
+    to_concatenated = layouts.to_concatenated
+    from_keras = classmethod(layouts.from_keras)
+    to_keras = layouts.to_keras
+    from_haste = classmethod(layouts.from_haste)
+    to_haste = layouts.to_haste
 
     def _weights(self) -> list[list[Tensor]]:
         """``all_weights``, quickly where all of them are plain parameters.

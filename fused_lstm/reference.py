@@ -7,6 +7,7 @@ forward mode go through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -45,29 +46,123 @@ def lstm_layer(
         ``y`` (``[T, B, D*P]`` or ``[N, D*P]``), ``h_n [D, B, P]`` and ``c_n [D, B, H]``, in the
         dtype of ``x``.
     """
+    nothing = (None, None, None, None)
+    return _layer(x, batch_sizes, h0, c0, weights, reverse, *nothing, inside=False)[:3]
+
+
+def lstm_sequence(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: Sequence[bool],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same of sequences with lengths, cut where they are reset, and what happens inside.
+
+    Args:
+        lengths: ``[B]``, of dense input; None for T.
+        reset: ``[T, B]`` bool: whether a row begins anew with a step, from ``reset_h`` and
+            ``reset_c``; None for never.
+        reset_h: ``[D, B, P]`` or None for zeros.
+        reset_c: ``[D, B, H]`` or None for zeros.
+        x, batch_sizes, h0, c0, weights, reverse: as of :func:`lstm_layer`.
+
+    Returns:
+        ``y``, ``h_n`` and ``c_n``, then the activated gates ``[D, N, 4H]`` and ``c [D, N, H]`` of
+        every row; all but the states are zero beyond a length.
+    """
+    return _layer(
+        x, batch_sizes, h0, c0, weights, reverse, lengths, reset, reset_h, reset_c, inside=True
+    )
+
+
+def _layer(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: Sequence[bool],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    inside: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`lstm_sequence` returns; without gates and c of every row if not ``inside``."""
     directions = len(reverse)
     per_direction = len(weights) // directions
     rows_per_step = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
 
-    ys, h_ns, c_ns = [], [], []
+    found = []
     with without_autocast(x.device.type):
         for d, backwards in enumerate(reverse):
-            y, h_n, c_n = _one_direction(
-                x.flatten(0, 1) if batch_sizes is None else x,
+            masks = _Masks.of(x, lengths, reset, backwards)
+            masks.h, masks.c = (None if s is None else s[d] for s in (reset_h, reset_c))
+            part = _one_direction(
+                masks.live_input(x).flatten(0, 1) if batch_sizes is None else x,
                 rows_per_step,
                 x.shape[1] if batch_sizes is None else rows_per_step[0],
                 None if h0 is None else h0[d],
                 None if c0 is None else c0[d],
                 weights[d * per_direction : (d + 1) * per_direction],
                 backwards,
+                masks,
+                inside,
             )
-            ys.append(y)
-            h_ns.append(h_n)
-            c_ns.append(c_n)
+            found.append(part)
+        ys, *rest = zip(*found, strict=True)
         y = ys[0] if directions == 1 else torch.cat(ys, -1)
         if batch_sizes is None:
             y = y.reshape(*x.shape[:2], y.shape[-1])
-        return y, torch.stack(h_ns), torch.stack(c_ns)
+        return y, *(torch.stack(parts) for parts in rest)
+
+
+@dataclass
+class _Masks:
+    """What the steps of a dense batch mean for one direction; nothing where all steps count."""
+
+    live: Tensor | None  # [T, B, 1] steps of a sequence, None for all
+    cut: Tensor | None  # [T, B, 1] steps that do not go on from the step walked before them
+    h: Tensor | None = None  # [B, P] the state after a cut, None for zeros
+    c: Tensor | None = None  # [B, H]
+
+    @classmethod
+    def of(cls, x: Tensor, lengths: Tensor | None, reset: Tensor | None, backwards: bool) -> _Masks:
+        live = None
+        if lengths is not None:
+            steps = torch.arange(x.shape[0], device=x.device)
+            live = (steps[:, None] < lengths).unsqueeze(-1)
+        cut = None
+        if reset is not None:
+            cut = reset.unsqueeze(-1) if live is None else reset.unsqueeze(-1) & live
+            if backwards:  # a step goes on from the step after it, unless that begins anew
+                cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
+        return cls(live, cut)
+
+    def live_input(self, x: Tensor) -> Tensor:
+        """``x`` without what lies beyond the lengths, which may be anything."""
+        return x if self.live is None else torch.where(self.live, x, 0)
+
+    def before(self, t: int, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The state that step ``t`` goes on from."""
+        if self.cut is None:
+            return h, c
+        begin_h, begin_c = (0 if s is None else s for s in (self.h, self.c))
+        cut = self.cut[t]
+        return (
+            torch.where(cut, begin_h, h).to(h.dtype),
+            torch.where(cut, begin_c, c).to(c.dtype),
+        )
+
+    def keep(self, t: int, new: Tensor, old: Tensor | int) -> Tensor:
+        """``new`` in rows that have a step ``t``, else ``old``."""
+        return new if self.live is None else torch.where(self.live[t], new, old)
 
 
 def _one_direction(
@@ -78,8 +173,13 @@ def _one_direction(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     backwards: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``x [N, I]`` through one direction: ``y [N, P]``, ``h_n [B, P]``, ``c_n [B, H]``."""
+    masks: _Masks,
+    inside: bool,
+) -> tuple[Tensor, ...]:
+    """``x [N, I]`` through one direction.
+
+    Returns ``y [N, P]``, ``h_n [B, P]``, ``c_n [B, H]``, gates ``[N, 4H]`` and ``c [N, H]``.
+    """
     dtype = x.dtype
     sum_dtype = torch.float32 if dtype in _HALF_TYPES else dtype
     w_ih, w_hh, *rest = (w.to(sum_dtype) for w in weights)
@@ -95,22 +195,34 @@ def _one_direction(
     x_gates = F.linear(x.to(sum_dtype), w_ih, bias).split(rows_per_step)  # T x [rows, 4H]
     steps = range(len(rows_per_step))
     ys: list[Tensor] = []
+    all_gates: list[Tensor] = []
+    cs: list[Tensor] = []
     for t in reversed(steps) if backwards else steps:
         rows = rows_per_step[t]
+        h, c = masks.before(t, h, c)
         gates = x_gates[t] + F.linear(h[:rows].to(sum_dtype), w_hh)
         i, f, g, o = gates.chunk(4, 1)
-        c_t = f.sigmoid() * c[:rows] + i.sigmoid() * g.tanh()
-        h_t = o.sigmoid() * c_t.tanh()
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c_t = f * c[:rows] + i * g
+        h_t = o * c_t.tanh()
         if w_hr is not None:
             h_t = F.linear(h_t, w_hr)
         h_t = h_t.to(dtype)
-        ys.append(h_t)
+        ys.append(masks.keep(t, h_t, 0))
+        if inside:
+            all_gates.append(masks.keep(t, torch.cat([i, f, g, o], 1), 0))
+            cs.append(masks.keep(t, c_t, 0))
+        h_t, c_t = masks.keep(t, h_t, h[:rows]), masks.keep(t, c_t, c[:rows])
         h = h_t if rows == batch else torch.cat([h_t, h[rows:]])
         c = c_t if rows == batch else torch.cat([c_t, c[rows:]])
-    if backwards:
-        ys.reverse()
-    y = torch.cat(ys) if ys else x.new_empty(0, out_size)
-    return y, h, c.to(dtype)
+    results = []
+    sizes = ((ys, out_size, dtype), (all_gates, 4 * hidden_size, dtype), (cs, hidden_size, c.dtype))
+    for steps_of, size, kind in sizes:
+        if backwards:
+            steps_of.reverse()
+        results.append(torch.cat(steps_of) if steps_of else x.new_empty(0, size, dtype=kind))
+    y, gates, all_c = results
+    return y, h, c.to(dtype), gates.to(dtype), all_c
 
 
 def unprojected(gates: Tensor, c: Tensor) -> Tensor:

@@ -1,0 +1,102 @@
+"""Initial values of a layer's weights, and a learned initial state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_INITIALISERS: dict[str, Callable[[Tensor], Any]] = {
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "xavier_normal": nn.init.xavier_normal_,
+    "kaiming_uniform": nn.init.kaiming_uniform_,
+    "kaiming_normal": nn.init.kaiming_normal_,
+    "orthogonal": nn.init.orthogonal_,
+    "uniform": nn.init.uniform_,
+    "normal": nn.init.normal_,
+    "zeros": nn.init.zeros_,
+}
+Initialiser = str | Callable[[Tensor], Any]
+
+
+@torch.no_grad()
+def initialise(
+    layer: nn.RNNBase | nn.RNNCellBase,
+    *,
+    input: Initialiser | None = "xavier_uniform",
+    recurrent: Initialiser | None = "orthogonal",
+    bias: Initialiser | None = "zeros",
+    forget_bias: float | None = 1.0,
+) -> None:
+    """Set the weights of an LSTM gate by gate, as Keras does unless told otherwise.
+
+    PyTorch draws all of them from the uniform distribution of width ``1/sqrt(H)`` around 0. Gate by
+    gate matters: Xavier's bounds and orthogonality are of one gate's ``[H, I]`` or ``[H, P]``, not
+    of the four that lie in one tensor. A forget bias of 1 lets gradients pass many steps from the
+    start (Jozefowicz, Zaremba and Sutskever, 2015).
+
+    Args:
+        layer: of ``fused_lstm`` or ``torch.nn``: an LSTM or an LSTMCell.
+        input: of ``weight_ih``, and of ``weight_hr`` as a whole: a name from ``torch.nn.init``
+            without its underscore (xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal,
+            orthogonal, uniform, normal, zeros), or a function that fills a tensor in place; None
+            leaves the values alone.
+        recurrent: likewise of ``weight_hh``.
+        bias: likewise of both biases.
+        forget_bias: what both biases of the forget gate add up to; None leaves it to ``bias``.
+
+    Raises:
+        ValueError: for another name.
+    """
+    for name, parameter in layer.named_parameters():
+        kind = name.split("_l")[0]
+        if kind in ("weight_ih", "weight_hh"):
+            fill = _function(input if kind == "weight_ih" else recurrent)
+            for gate in parameter.chunk(4):
+                fill(gate)
+        elif kind == "weight_hr":
+            _function(input)(parameter)
+        elif kind.startswith("bias"):
+            for gate in parameter.chunk(4):
+                _function(bias)(gate)
+            if forget_bias is not None:
+                parameter.chunk(4)[1].fill_(forget_bias if kind == "bias_ih" else 0.0)
+
+
+def _function(choice: Initialiser | None) -> Callable[[Tensor], Any]:
+    if choice is None:
+        return lambda tensor: tensor
+    if callable(choice):
+        return choice
+    if choice not in _INITIALISERS:
+        raise ValueError(f"expected one of {', '.join(_INITIALISERS)}, got {choice!r}")
+    return _INITIALISERS[choice]
+
+
+class InitialState(nn.Module):
+    """A learned initial state: ``hx`` of an LSTM, and ``reset_hx`` of its resets.
+
+    ``layer(x, initial(batch))`` begins every row with it, and
+    ``layer(x, hx, reset=mask, reset_hx=initial())`` every episode.
+
+    Args:
+        layer: an LSTM of ``fused_lstm`` or ``torch.nn``, for its shapes, dtype and device.
+
+    Attributes:
+        h: ``[L*D, P]`` parameter, zeros at first.
+        c: ``[L*D, H]`` likewise.
+    """
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        groups = layer.num_layers * (2 if layer.bidirectional else 1)
+        like = layer.weight_hh_l0
+        options = dict(dtype=like.dtype, device=like.device)
+        self.h = nn.Parameter(torch.zeros(groups, like.shape[1], **options))
+        self.c = nn.Parameter(torch.zeros(groups, layer.hidden_size, **options))
+
+    def forward(self, batch: int = 1) -> tuple[Tensor, Tensor]:
+        """``(h [L*D, B, P], c [L*D, B, H])``, the same for all rows, as views."""
+        return self.h.unsqueeze(1).expand(-1, batch, -1), self.c.unsqueeze(1).expand(-1, batch, -1)

@@ -1,0 +1,147 @@
+"""``LSTM.stream()``: a few steps at a time, the state and packed weights kept from call to call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fused_lstm import _ops
+from fused_lstm._checks import State
+
+if TYPE_CHECKING:
+    from fused_lstm.module import LSTM
+
+
+def refuse_both_directions(layer: LSTM, what: str) -> None:
+    """Raise where a layer needs the end of a sequence before its beginning.
+
+    Raises:
+        ValueError: for a bidirectional layer.
+    """
+    if layer.bidirectional:
+        raise ValueError(
+            f"{what} goes forward in time only, and this layer is bidirectional: its backward "
+            "direction begins with the last step of a sequence"
+        )
+
+
+class Stream:
+    """Runs a layer over a sequence that comes in pieces, for inference.
+
+    On the CPU the weights are packed once for this machine and all layers run in one call, without
+    allocation but for the output. Where a weight has been changed in place, moved or replaced
+    since, the next call packs again. Dropout is not applied and no gradient is recorded. Calls from
+    several threads take turns.
+
+    Args:
+        layer: of one direction.
+        batch: B, rows of every call.
+
+    Raises:
+        ValueError: for a bidirectional layer.
+    """
+
+    def __init__(self, layer: LSTM, batch: int = 1) -> None:
+        refuse_both_directions(layer, "stream()")
+        if batch < 1:
+            raise ValueError(f"expected a batch of at least 1, got {batch}")
+        self._layer, self._batch = layer, batch
+        self._rows = (batch, layer.input_size)
+        self._begin(None)
+
+    def _begin(self, state: State | None) -> None:
+        """Pack the weights that the layer has now."""
+        layer = self._layer
+        weights = layer.all_weights
+        like = weights[0][0]
+        self._ids = self._weight_ids()
+        self._dtype = like.dtype
+        self._kernels = None
+        # Weights that are computed in each call, as by parametrizations, cannot be kept.
+        kept = {*self._ids}
+        plain = all(id(w) in kept for group in weights for w in group)
+        if plain and like.is_cpu and _ops.unavailable(like.device, like.dtype) is None:
+            self._kernels = _ops.extension.Stream(weights, self._batch)
+            self._h, self._c = self._kernels.h, self._kernels.c
+        else:
+            shapes = (layer.num_layers, self._batch)
+            self._h = like.new_zeros(*shapes, layer.proj_size or layer.hidden_size)
+            self._c = like.new_zeros(*shapes, layer.hidden_size)
+        if state is not None:
+            self.state = state
+
+    def _weight_ids(self) -> list[int]:
+        return [*map(id, self._layer._parameters.values())]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The output ``[B, P]`` of one step ``x [B, I]``, or ``[T, B, P]`` of ``[T, B, I]``.
+
+        Raises:
+            RuntimeError: for another shape, dtype or device, and for an input whose gradient would
+                have to be recorded.
+        """
+        shape = x.shape
+        if len(shape) not in (2, 3) or shape[-2:] != self._rows:
+            rows = f"{self._rows[0]}, {self._rows[1]}]"
+            raise RuntimeError(f"expected x of shape [{rows}, or [T, {rows}, got {list(shape)}")
+        if x.dtype != self._dtype or x.device != self._h.device:
+            raise RuntimeError(
+                f"expected x of {self._dtype} on {self._h.device}, got {x.dtype} on {x.device}"
+            )
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "a stream records no gradients: call the layer itself, or detach the input"
+            )
+        if self._ids != self._weight_ids():
+            self._begin(self.state)
+        if self._kernels is not None:
+            return self._kernels.run(x)
+        with torch.no_grad():
+            steps = x if x.dim() == 3 else x.unsqueeze(0)
+            if self._layer.batch_first:
+                steps = steps.transpose(0, 1)
+            y, (h, c) = self._layer(steps, (self._h, self._c))
+            self._h.copy_(h)
+            self._c.copy_(c)
+            if self._layer.batch_first:
+                y = y.transpose(0, 1)
+            return y if x.dim() == 3 else y.squeeze(0)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a weight has changed since they were packed, so that the next call packs again.
+
+        A change is seen by the weight itself, its memory and its version counter.
+        """
+        if self._ids != self._weight_ids():
+            return True
+        return self._kernels is not None and self._kernels.outdated
+
+    @property
+    def state(self) -> State:
+        """``(h [L, B, P], c [L, B, H])``, as the layer returns it: a copy; assign to set it."""
+        return self._h.to(self._dtype, copy=True), self._c.to(self._dtype, copy=True)
+
+    @state.setter
+    def state(self, state: State) -> None:
+        for own, given in zip((self._h, self._c), state, strict=True):
+            if given.shape != own.shape:
+                raise ValueError(
+                    f"expected states of shape {list(own.shape)}, got {list(given.shape)}"
+                )
+            own.copy_(given.detach())
+
+    def reset(self, rows: Tensor | Sequence[int] | int | None = None, to: Any = None) -> None:
+        """Set the state of these rows, or of all, to zero or to ``to``.
+
+        Args:
+            rows: indices, or a bool mask ``[B]``.
+            to: ``(h, c)`` of shape ``[L, 1, P]`` and ``[L, 1, H]``, or with the number of rows in
+                the place of 1.
+        """
+        which = slice(None) if rows is None else torch.as_tensor(rows, device=self._h.device)
+        for own, value in zip((self._h, self._c), (0.0, 0.0) if to is None else to, strict=True):
+            own[:, which] = value.detach().to(own.dtype) if isinstance(value, Tensor) else value
