@@ -58,6 +58,10 @@ def extra_providers(workload: Workload, mode: str) -> list[str]:
     names = []
     if workload.batch == 1 and workload.steps >= 50 and workload.group == DENSE:
         names.append("one-thread")
+    if workload.packed:
+        names.append("lengths")
+    if workload.calls > 1:
+        names.append("stream")
     if workload.name == "square":
         names.append("tf32")
     if workload.name == "single, long" and mode == INFERENCE:

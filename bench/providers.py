@@ -18,6 +18,7 @@ import fused_lstm
 from .cells import CellLoop
 from .passes import make_pass, make_timed
 from .problem import Chain, Problem, Tensors, load
+from .sequences import LengthsChain, StreamChain
 from .tutorial import HandWritten
 from .workload import TRAINING, Workload
 
@@ -95,6 +96,29 @@ def prepare_padded(problem: Problem, mode: str) -> Prepared:
 
 def why_not_padded(workload: Workload, mode: str) -> str:
     return "" if workload.packed else "only for packed rows"
+
+
+# What fused_lstm has beside nn.LSTM
+
+
+def prepare_lengths(problem: Problem, mode: str) -> Prepared:
+    """The same rows padded, with their lengths."""
+    model = LengthsChain(problem.workload)
+    prepared = prepare_model(model, problem.padded(), mode)
+
+    def check() -> Tensors:
+        tensors = prepared.check()
+        return {n: problem.pack(t) if n in ("x", "y") else t for n, t in tensors.items()}
+
+    return Prepared(prepared.run, check)
+
+
+def prepare_stream(problem: Problem, mode: str) -> Prepared:
+    return prepare_model(StreamChain(problem.workload), problem, mode)
+
+
+def why_not_stream(workload: Workload, mode: str) -> str:
+    return "" if workload.calls > 1 else "only for one step at a time"
 
 
 def prepare_float32(problem: Problem, mode: str) -> Prepared:
@@ -234,6 +258,8 @@ ALL = [
     Provider(BASELINE, "nn.LSTM", prepare_plain, by_default=True),
     Provider(FUSED, "fused_lstm", prepare_fused, by_default=True),
     Provider("padded", "nn.LSTM, padded", prepare_padded, why_not_padded, by_default=True),
+    Provider("lengths", "fused, lengths", prepare_lengths, why_not_padded),
+    Provider("stream", "fused, stream()", prepare_stream, why_not_stream),
     Provider("float32", "nn.LSTM, float32", prepare_float32, why_not_float32, by_default=True),
     Provider("linear", "four nn.Linear", prepare_linear, why_not_linear),
     Provider("script", "the same, jit.script", prepare_script, why_not_linear),

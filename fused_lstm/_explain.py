@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_lstm import _ops
+from fused_lstm import _ops, sequences
 from fused_lstm._autocast import autocast_dtype
 from fused_lstm.autograd import any_requires_grad
 from fused_lstm.cell import LSTMCell
 from fused_lstm.module import LSTM
 
 
-def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
+def explain(
+    module: LSTM | LSTMCell,
+    input: Tensor | PackedSequence,
+    *,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> str:
     """Say, layer by layer, which algorithm ``module(input)`` would run here and now, and why.
 
     What counts as here and now: the device, the number of threads (one inside another parallel
@@ -26,6 +33,8 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
     Args:
         module: a ``fused_lstm.LSTM`` or ``fused_lstm.LSTMCell``.
         input: an input that the module takes.
+        lengths: as of the call, if it has any.
+        reset: likewise.
 
     Returns:
         Lines to print.
@@ -42,16 +51,33 @@ def explain(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> str:
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data) or data.dtype
     training = torch.is_grad_enabled() and any_requires_grad(data, *module.parameters())
     steps, batch, batch_sizes = _extent(module, input)
+    form = "packed" if batch_sizes else ""
+    if lengths is not None or reset is not None:
+        form = f"{batch} rows of {steps} steps in segments"
+        batch_first = getattr(module, "batch_first", False)
+        mask = reset.t() if batch_first and reset is not None else reset
+        batch_sizes = _segment_sizes(steps, batch, lengths, mask)
+        steps, batch = len(batch_sizes), batch_sizes[0] if batch_sizes else 0
     where = str(data.device)
     if data.device.type == "cpu":
         where += f", {_cpu_threads()} threads"
     lines = [
-        f"{module}: {steps} steps, batch {batch}{' (packed)' if batch_sizes else ''}, "
+        f"{module}: {steps} steps, batch {batch}{f' ({form})' if form else ''}, "
         f"{_name(dtype)} on {where}, {'gradients recorded' if training else 'inference'}"
     ]
     reason = _ops.unavailable(data.device, dtype)
     if reason is not None:
         return "\n".join([*lines, f"  every layer: plain PyTorch: {reason}"])
+    no_kernel = sequences.unavailable(data)
+    if no_kernel is not None and (lengths is not None or reset is not None):
+        return "\n".join([*lines, f"  every layer: plain PyTorch, step by step: {no_kernel}"])
+    recompute = getattr(module, "recompute", 0)
+    if training and recompute and no_kernel is None:
+        lines.append(f"  recompute: c of every {recompute}. step is kept, gates are not")
+    elif recompute:
+        lines.append(f"  recompute: of no effect: {no_kernel or 'nothing is kept in inference'}")
+    if not steps:
+        return "\n".join([*lines, "  every layer: nothing to compute"])
 
     hidden_size, proj_size = module.hidden_size, getattr(module, "proj_size", 0)
     directions = 2 if getattr(module, "bidirectional", False) else 1
@@ -89,6 +115,19 @@ def _extent(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> tuple[in
         return input.shape[0], 1, []
     batch_dim = 0 if module.batch_first else 1
     return input.shape[1 - batch_dim], input.shape[batch_dim], []
+
+
+def _segment_sizes(
+    steps: int, batch: int, lengths: Tensor | None, reset: Tensor | None
+) -> list[int]:
+    """Segments that are alive at each of their steps: what csrc/segments.cpp makes of the call."""
+    ends = [steps] * batch if lengths is None else lengths.tolist()
+    found: list[int] = []
+    for row, end in enumerate(ends):
+        marks = [] if reset is None else reset[1:end, row].nonzero().flatten().tolist()
+        edges = [0, *(mark + 1 for mark in marks), end]
+        found += [b - a for a, b in pairwise(edges) if b > a]
+    return [sum(size > step for size in found) for step in range(max(found, default=0))]
 
 
 def _plan_lines(layer: int, plan: Mapping[str, Any]) -> list[str]:

@@ -54,7 +54,9 @@ def lstm(
         training: whether dropout is applied.
         lengths: ``[B]``, any integer dtype, on any device, in any order: the live steps of each row
             of padded input. Only those are computed; the output beyond is zero, ``h_n`` and ``c_n``
-            are those of the last live step, and a length of 0 gives back the initial state.
+            are those of the last live step, and a length of 0 gives back the initial state. That
+            none is beyond T is checked where the CPU's kernels run, elsewhere it would have to wait
+            for the device.
         reset: ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` unbatched) bool: a row whose
             state is replaced before a step, as at the beginning of an episode. No state and no
             gradient passes there, in either direction of a bidirectional layer: a row is cut before

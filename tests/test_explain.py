@@ -98,3 +98,20 @@ def test_the_fallback_is_explained(fallback):
 def test_other_modules_are_refused():
     with pytest.raises(TypeError, match=r"got torch\.nn\.modules\.rnn\.LSTM"):
         fused_lstm.explain(nn.LSTM(8, 16), torch.randn(5, 2, 8))
+
+
+def test_segments(extension):
+    """What the kernels walk: the pieces of rows, the longest first."""
+    module = fused_lstm.LSTM(4, 8, batch_first=True, recompute=4)
+    x = torch.randn(3, 5, 4)
+    reset = torch.zeros(3, 5, dtype=torch.bool)
+    reset[0, [0, 3]] = True
+    lengths = torch.tensor([5, 0, 2])
+    text = fused_lstm.explain(module, x, lengths=lengths, reset=reset)
+    assert "3 steps, batch 3 (3 rows of 5 steps in segments)" in text
+    assert "recompute: c of every 4. step is kept, gates are not" in text
+    with torch.no_grad():
+        text = fused_lstm.explain(module, x, lengths=lengths)
+    assert "5 steps, batch 2" in text
+    assert "recompute: of no effect: nothing is kept in inference" in text
+    assert "nothing to compute" in fused_lstm.explain(module, x, lengths=lengths * 0)
