@@ -113,14 +113,18 @@ at::Tensor select(const at::Tensor& first, int64_t first_rows, const at::Tensor&
 
 at::Tensor tensor_or_none(const OptionalTensor& t) { return is_given(t) ? *t : at::Tensor(); }
 
-// The states that the segments begin with; none for zeros.
-OptionalTensor into_segments(const Segments& segments, const OptionalTensor& state,
-                             const OptionalTensor& fresh, int64_t size,
-                             const at::TensorOptions& options, const c10::List<bool>& reverse) {
-  if (!is_given(state) && !is_given(fresh)) return std::nullopt;
-  return select(tensor_or_none(state), segments.batch(), tensor_or_none(fresh), segments.batch(),
-                size, options, reverse,
-                [&](bool backwards) { return first_states(segments, backwards); });
+// The states h and c that the segments begin with; none for zeros.
+std::pair<OptionalTensor, OptionalTensor> into_segments(const Segments& segments,
+                                                        const LstmProblem& p, const Arguments& a,
+                                                        const Sequence& s) {
+  const auto states = [&](const OptionalTensor& given, const OptionalTensor& fresh,
+                          int64_t size) -> OptionalTensor {
+    if (!is_given(given) && !is_given(fresh)) return std::nullopt;
+    return select(tensor_or_none(given), p.batch, tensor_or_none(fresh), p.batch, size,
+                  a.x.options(), a.reverse,
+                  [&](bool backwards) { return first_states(segments, backwards); });
+  };
+  return {states(a.h0, s.reset_h, p.output_size()), states(a.c0, s.reset_c, p.hidden_size)};
 }
 
 // rows = 0 for steps of no segment, in each of `blocks` blocks of rows.
@@ -141,10 +145,7 @@ Forward run_segments(const LayerCall& call, const Segments& segments, const Argu
   const LstmProblem& p = call.problem;
   const LayerCall inner = call_of(call, segments);
   const auto options = a.x.options();
-  const OptionalTensor h0 =
-      into_segments(segments, a.h0, s.reset_h, p.output_size(), options, a.reverse);
-  const OptionalTensor c0 =
-      into_segments(segments, a.c0, s.reset_c, p.hidden_size, options, a.reverse);
+  const auto [h0, c0] = into_segments(segments, p, a, s);
   auto [y, h_n, c_n, gates, c] = dense;
   h_n = at::empty({p.directions, segments.size(), p.output_size()}, options);
   c_n = at::empty({p.directions, segments.size(), p.hidden_size}, options);
@@ -218,10 +219,7 @@ std::vector<at::Tensor> gradients_of_segments(const LayerCall& call, const Segme
   const LstmProblem& p = call.problem;
   const LayerCall inner = call_of(call, segments);
   const auto options = a.x.options();
-  const OptionalTensor h0 =
-      into_segments(segments, a.h0, s.reset_h, p.output_size(), options, a.reverse);
-  const OptionalTensor c0 =
-      into_segments(segments, a.c0, s.reset_c, p.hidden_size, options, a.reverse);
+  const auto [h0, c0] = into_segments(segments, p, a, s);
   Saved of_segments = saved;
   const auto into_last = [&](at::Tensor* grad, int64_t size) {
     if (!grad->defined()) return;

@@ -74,8 +74,9 @@ class Stream {
     pack();
   }
 
-  // Of what the panels were packed from: where it lies, and how often it was changed.
+  // Whether the panels are not of what they were packed from, or for other kernels.
   bool outdated() const {
+    if (isa_ != current_isa()) return true;
     size_t i = 0;
     for (const StreamLayer& layer : layers_) {
       for (const at::Tensor& w : layer.given) {
@@ -86,6 +87,7 @@ class Stream {
   }
 
   void pack() {
+    isa_ = current_isa();
     packed_from_.clear();
     for (StreamLayer& layer : layers_) {
       for (const at::Tensor& w : layer.given) packed_from_.push_back(mark_of(w));
@@ -125,6 +127,7 @@ class Stream {
   at::Tensor c() const { return c_; }
 
  private:
+  // Where a weight lies, and how often it was changed in place.
   using Mark = std::pair<const void*, uint32_t>;
   static Mark mark_of(const at::Tensor& w) {
     return {w.const_data_ptr(), w.is_inference() ? 0 : uint32_t(w._version())};
@@ -202,6 +205,7 @@ class Stream {
   const at::ScalarType given_type_, type_;
   std::vector<StreamLayer> layers_;
   std::vector<Mark> packed_from_;
+  Isa isa_ = Isa::baseline;
   at::Tensor h_, c_, between_[2];
   Memory workspace_;
   std::mutex mutex_;
