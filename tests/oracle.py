@@ -66,7 +66,7 @@ def _walk(
 
 
 def assert_as_accurate(ours: Tensor, theirs: Tensor, exact: Tensor, what: str) -> None:
-    """Our largest error is at most twice that of ``nn.LSTM`` in the same dtype, a gradient's thrice.
+    """Our largest error is at most twice that of ``nn.LSTM`` in this dtype; of a gradient, thrice.
 
     The floor is one unit in the last place of the largest element, which ``nn.LSTM`` may miss or
     meet by luck. In float64 the oracle errs as much as those two; so does then the bound.
