@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/huge_pages.h"
 #include "cpu/layer.h"
 #include "cpu/run.h"
 #include "cpu/running.h"
@@ -74,7 +75,9 @@ CpuPlan plan_and_run(const Kernels<T>& kernels, const Plan& plan_for, const Size
   const PlanRequest request = requested_plan();
   for (int threads = available_threads();; threads = 1) {
     const CpuPlan plan = plan_for(machine(kernels, threads), request);
-    const c10::DataPtr bytes = c10::GetCPUAllocator()->allocate(size_of(plan) + 64);
+    const size_t size = size_of(plan) + 64;
+    const c10::DataPtr bytes = c10::GetCPUAllocator()->allocate(size);
+    prefer_huge_pages(bytes.get(), size);
     if (run(plan, aligned(bytes))) return plan;
   }
 }
@@ -103,6 +106,12 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
       [&](const CpuPlan& plan) { return forward_workspace(args, plan); },
       [&](const CpuPlan& plan, void* space) { return forward(args, plan, space); });
   last_plans().ran_forward = true;
+}
+
+at::Tensor empty(at::IntArrayRef shape, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(shape, options);
+  prefer_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
+  return tensor;
 }
 
 template <class T>
@@ -175,12 +184,16 @@ Forward allocate(const LayerCall& call, const at::Tensor& x) {
   const auto state = options.dtype(state_type(x.scalar_type()));
   std::vector<int64_t> y_shape = x.sizes().vec();
   y_shape.back() = p.directions * p.output_size();
-  return {at::empty(y_shape, options), at::empty({p.directions, p.batch, p.output_size()}, options),
-          at::empty({p.directions, p.batch, p.hidden_size}, options),
-          p.save && p.keep_every == 0
-              ? at::empty({p.directions, p.rows, 4 * p.hidden_size}, options)
-              : at::empty({0}, options),
-          p.save ? at::empty({p.directions, p.rows, p.hidden_size}, state) : at::empty({0}, state)};
+  // Of c that is not kept nothing is written: small pages of it take no memory.
+  const bool whole = p.keep_every == 0;
+  const std::vector<int64_t> c_shape{p.directions, p.rows, p.hidden_size};
+  return {empty(y_shape, options), empty({p.directions, p.batch, p.output_size()}, options),
+          empty({p.directions, p.batch, p.hidden_size}, options),
+          p.save && whole ? empty({p.directions, p.rows, 4 * p.hidden_size}, options)
+                          : empty({0}, options),
+          !p.save ? empty({0}, state)
+          : whole ? empty(c_shape, state)
+                  : at::empty(c_shape, state)};
 }
 
 void compute(const LayerCall& call, const Arguments& arguments, const Forward& out) {
@@ -197,7 +210,7 @@ std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tens
   grads.reserve(needs.size());
   auto add = [&](at::IntArrayRef shape) {
     const bool needed = needs.get(grads.size());
-    grads.push_back(at::empty(needed ? shape : at::IntArrayRef({0}), options));
+    grads.push_back(empty(needed ? shape : at::IntArrayRef({0}), options));
   };
   add(x.sizes());
   add({p.directions, p.batch, p.output_size()});
