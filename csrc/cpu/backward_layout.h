@@ -84,7 +84,7 @@ class BackwardLayout {
 
  private:
   int64_t panels(int64_t columns, int64_t k) const {
-    return panel_elements<T>(columns, 4 * args_.kernels->lanes, k);
+    return args_.kernels->panels_size(columns, k);
   }
 
   void carve_chunk(Arena& arena, BackwardDirection<T>* b) const {

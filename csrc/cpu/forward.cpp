@@ -37,9 +37,9 @@ class ForwardMember {
  private:
   int64_t width() const { return 4 * k_.lanes; }
   int64_t all_panels() const { return ceil_div(p_.hidden_size, k_.lanes); }
-  int64_t input_panel() const { return width() * padded<T>(p_.input_size); }
-  int64_t hidden_panel() const { return width() * padded<T>(p_.output_size()); }
-  int64_t proj_panel() const { return width() * padded<T>(p_.hidden_size); }
+  int64_t input_panel() const { return k_.panel_size(p_.input_size); }
+  int64_t hidden_panel() const { return k_.panel_size(p_.output_size()); }
+  int64_t proj_panel() const { return k_.panel_size(p_.hidden_size); }
   int units(int64_t panel) const {
     return int(std::min<int64_t>(k_.lanes, p_.hidden_size - panel * k_.lanes));
   }
@@ -288,8 +288,10 @@ template <class T>
 bool forward(const ForwardArgs<T>& args, const CpuPlan& plan, void* workspace) {
   const ForwardLayout<T> layout(args, plan, workspace);
   TeamBarriers barriers(plan);
-  return run_team(plan.threads(),
-                  [&](int rank) { ForwardMember<T>(args, plan, layout, barriers, rank).run(); });
+  return run_team(plan.threads(), [&](int rank) {
+    ForwardMember<T>(args, plan, layout, barriers, rank).run();
+    if (args.kernels->release != nullptr) args.kernels->release();
+  });
 }
 
 #define FUSED_LSTM_INSTANTIATE(T)                                              \

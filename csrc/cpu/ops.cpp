@@ -8,6 +8,7 @@
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer.h"
+#include "cpu/precision.h"
 #include "cpu/running.h"
 #include "cpu/team.h"
 
@@ -91,7 +92,7 @@ template <class T>
 void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& reverse,
                  const Forward& out) {
   ForwardArgs<T> args{};
-  args.kernels = &kernels<T>();
+  args.kernels = &kernels_here<T>(call.problem.batch);
   args.problem = call.problem;
   args.steps = &call.steps;
   args.x = input_of<T>(t);
@@ -178,7 +179,7 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                   const c10::List<bool>& reverse, const std::vector<at::Tensor>& grads) {
   BackwardArgs<T> args{};
   const LstmProblem& p = call.problem;
-  args.kernels = &kernels<T>();
+  args.kernels = &kernels_here<T>(call.problem.batch);
   args.problem = p;
   args.steps = &call.steps;
   args.x = input_of<T>(t);
