@@ -17,6 +17,7 @@ namespace {
 // The machine as the kernels find it that compute a layer of this dtype with `batch` rows.
 CpuMachine machine_for(DType dtype, int64_t batch, int threads) {
   if (dtype == DType::float64) return machine(kernels_here<double>(batch), threads);
+  if (dtype == DType::float16) return machine(kernels_for<float>(batch), threads);
 #if defined(FUSED_LSTM_X86)
   if (dtype == DType::bfloat16 && native_bfloat16()) {
     return machine(kernels_here<bfloat16>(batch), threads);
@@ -27,6 +28,7 @@ CpuMachine machine_for(DType dtype, int64_t batch, int threads) {
 
 const char* computed_in(DType dtype, int64_t batch) {
   if (dtype == DType::float64) return "float64";
+  if (dtype == DType::float16) return "float32";
   if (dtype == DType::bfloat16 && native_bfloat16()) return "bfloat16";
   switch (products_for(batch, allowed_products())) {
     case Products::split:

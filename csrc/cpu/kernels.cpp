@@ -118,7 +118,8 @@ Products products_for(int64_t batch, Products allowed) {
 }
 
 template <>
-const Kernels<float>& kernels_for<float>(int64_t batch, Products allowed) {
+const Kernels<float>& kernels_for<float>([[maybe_unused]] int64_t batch,
+                                         [[maybe_unused]] Products allowed) {
 #if defined(FUSED_LSTM_X86)
   switch (products_for(batch, allowed)) {
     case Products::split:

@@ -1,8 +1,10 @@
 // Products by the processor's matrix unit: blocks of rows against a panel, into a buffer that stays
 // in L1, where the gates are finished. Included after kernels_rounded.h.
 //
-// A block of R <= 32 rows and K = 512 costs, on AMX: R / 16 x 4 x 16 tile products of 16 cycles
-// (1024 a 16 rows), 64 KiB of weights from L2, and, in the epilogue, R x 4 vectors to load.
+// A block of 32 rows with K = 512 is, on AMX, 2 x 4 x 16 tile products of 16 cycles: 2048 cycles,
+// in which 64 KiB of weights come from L2 (32 bytes a cycle), and 8 KiB of sums are written and
+// read again (2 x 128 vectors). Rows that cannot be read where they lie cost 512 vectors to copy,
+// and to round those of float32 as many again to load.
 
 constexpr int kBlockRows = 32;    // two tiles of A: each tile of weights loaded serves both
 constexpr int kBlockDepth = 256;  // 32 x 256 bfloat16 are 16 KiB: they and the sums fit L1
@@ -19,7 +21,7 @@ struct Blocks {
   static FUSED_LSTM_INLINE void copy(const T* row, int64_t n, bfloat16* to) {
     constexpr int width = kLanes<float> * kPair<bfloat16>;
     for (int64_t i = 0; i < n; i += width) {
-      if constexpr (kParts == 1 && kPair<T> == 2) {
+      if constexpr (kPair<T> == 2) {
         store_raw(to + i, load_entries(row + i, n - i));
       } else {
         store_raw(to + i, rounded_entries<kPart>(row + i, n - i));
@@ -68,7 +70,7 @@ template <class B>
 void multiply_block(const Rows<const typename B::Element>& a, int64_t row, int64_t rows, int64_t k,
                     const typename B::Element* panel, float* c) {
   const auto* high = reinterpret_cast<const bfloat16*>(panel);
-  const auto* low = high + (k + 1) / 2 * 2 * kMatrixColumns;
+  const auto* low = high + part_size(k);
   const int64_t stride = stride_in_place(a, row, rows, k);
   const int64_t padded_rows = (rows + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple;
   alignas(64) bfloat16 block[kBlockRows * kBlockDepth];
@@ -145,39 +147,17 @@ void matrix_gemm(const PanelGemm<typename B::Element, Out>& g) {
   }
 }
 
-constexpr Kernels<bfloat16> kMatrixTable = {
-    kLanes<float>,
-    kBlockRows,
-    kPair<bfloat16>,
-    1,
-    matrix_gate_step<Blocks<bfloat16, 1>>,
-    gate_dot<bfloat16>,
-    gate_gradient<bfloat16>,
-    matrix_gemm<Blocks<bfloat16, 1>, float>,
-    matrix_gemm<Blocks<bfloat16, 1>, bfloat16>,
-    pack_transposed_directly<bfloat16>,
-    pack_rows_directly<bfloat16>,
-    transpose_rows<bfloat16>,
-    row_sums<bfloat16>,
-    hidden<bfloat16>,
-    brgemm_release,
-};
+template <int kParts, class T>
+constexpr Kernels<T> by_matrix_unit(Kernels<T> kernels) {
+  using B = Blocks<T, kParts>;
+  kernels.tile_rows = kBlockRows;
+  kernels.gate_step = matrix_gate_step<B>;
+  kernels.gemm = matrix_gemm<B, float>;
+  kernels.gemm_out = matrix_gemm<B, T>;
+  kernels.release = brgemm_release;
+  return kernels;
+}
 
+constexpr Kernels<bfloat16> kMatrixTable = by_matrix_unit<1>(kTable<bfloat16>);
 template <int kParts>
-constexpr Kernels<float> kMatrixPartsTable = {
-    kLanes<float>,
-    kBlockRows,
-    kPair<bfloat16>,
-    kParts,
-    matrix_gate_step<Blocks<float, kParts>>,
-    gate_dot<float>,
-    gate_gradient<float>,
-    matrix_gemm<Blocks<float, kParts>, float>,
-    matrix_gemm<Blocks<float, kParts>, float>,
-    pack_transposed_parts<kParts>,
-    pack_rows_parts<kParts>,
-    transpose_rows<float>,
-    row_sums<float>,
-    hidden<float>,
-    brgemm_release,
-};
+constexpr Kernels<float> kMatrixPartsTable = by_matrix_unit<kParts>(panels_of_parts<kParts>());

@@ -77,29 +77,39 @@ struct Rounded : Part<0> {
   }
 };
 
+// Elements of one part of a panel.
+FUSED_LSTM_INLINE int64_t part_size(int64_t k) { return 4 * kLanes<float> * ((k + 1) / 2 * 2); }
+
 // Panels of the first kParts parts, one after the other.
 template <int kParts>
 void pack_transposed_parts(const PackTransposed<float>& s) {
   auto* panel = reinterpret_cast<bfloat16*>(s.panel);
   pack_transposed<Part<0>>(s, panel);
-  const int64_t size = 4 * kLanes<float> * ((s.k + 1) / 2 * 2);
-  if constexpr (kParts > 1) pack_transposed<Part<1>>(s, panel + size);
+  if constexpr (kParts > 1) pack_transposed<Part<1>>(s, panel + part_size(s.k));
 }
 
 template <int kParts>
 void pack_rows_parts(const PackRows<float>& s) {
   auto* panel = reinterpret_cast<bfloat16*>(s.panel);
   pack_rows<Part<0>>(s, panel);
-  const int64_t size = 4 * kLanes<float> * ((s.k + 1) / 2 * 2);
-  if constexpr (kParts > 1) pack_rows<Part<1>>(s, panel + size);
+  if constexpr (kParts > 1) pack_rows<Part<1>>(s, panel + part_size(s.k));
 }
 
-constexpr Kernels<float> kRoundedTable = {
-    kLanes<float>,        FUSED_LSTM_TILE_ROWS,
-    kPair<bfloat16>,      1,
-    gate_step<Rounded>,   gate_dot<float>,
-    gate_gradient<float>, gemm<Rounded, float>,
-    gemm<Rounded, float>, pack_transposed_parts<1>,
-    pack_rows_parts<1>,   transpose_rows<float>,
-    row_sums<float>,      hidden<float>,
-};
+// The kernels of float32 with such panels, but for those that multiply them.
+template <int kParts>
+constexpr Kernels<float> panels_of_parts() {
+  Kernels<float> kernels = kTable<float>;
+  kernels.pair = kPair<bfloat16>;
+  kernels.parts = kParts;
+  kernels.pack_transposed = pack_transposed_parts<kParts>;
+  kernels.pack_rows = pack_rows_parts<kParts>;
+  return kernels;
+}
+
+constexpr Kernels<float> rounded_table() {
+  Kernels<float> kernels = panels_of_parts<1>();
+  kernels.gate_step = gate_step<Rounded>;
+  kernels.gemm = kernels.gemm_out = gemm<Rounded, float>;
+  return kernels;
+}
+constexpr Kernels<float> kRoundedTable = rounded_table();

@@ -195,6 +195,7 @@ void measure_kernels(const Kernels<T>& kernels, CpuMachine* m) {
   m->pack_ns = plausible(probe.pack_ns(), usual.pack_ns);
   m->l2_rate = plausible(probe.rate(m->l2_bytes / 2, 1), usual.l2_rate);
   m->shared_rate = plausible(probe.rate(shared_sample(m->l2_bytes), 1), usual.shared_rate);
+  if (kernels.release != nullptr) kernels.release();
 }
 
 // What a team costs, whatever it computes.

@@ -153,6 +153,7 @@ Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const
   const at::ScalarType type = x.scalar_type();
   if (!has_kernels(type)) {
     const at::ScalarType wide = at::kFloat;
+    const ExactProducts exact;
     Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
                              converted(weights, wide), reverse, save);
     return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
@@ -239,6 +240,7 @@ std::vector<at::Tensor> lstm_layer_backward(
   const at::ScalarType type = x.scalar_type();
   if (!has_kernels(type)) {
     const at::ScalarType wide = at::kFloat;
+    const ExactProducts exact;
     std::vector<at::Tensor> grads = lstm_layer_backward(
         converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), x.to(wide),
         batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide), reverse,

@@ -9,9 +9,25 @@
 
 namespace fused_lstm::cpu {
 
+// The products of this thread are exact while one lives: of tensors that were converted to float32
+// and are nobody's float32.
+class ExactProducts {
+ public:
+  ExactProducts() { ++alive(); }
+  ~ExactProducts() { --alive(); }
+  ExactProducts(const ExactProducts&) = delete;
+  ExactProducts& operator=(const ExactProducts&) = delete;
+
+  static int& alive() {
+    static thread_local int count = 0;
+    return count;
+  }
+};
+
 // torch.backends.mkldnn.rnn.fp32_precision, or what it stands for. Whoever multiplies asks, as in
 // PyTorch's own ops: forward and backward, each when it runs.
 inline Products allowed_products() {
+  if (ExactProducts::alive() > 0) return Products::exact;
   switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN)) {
     case at::Float32Precision::TF32:
       return Products::split;
