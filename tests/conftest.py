@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -55,6 +57,22 @@ def extension():
     if NO_EXTENSION:
         pytest.skip(NO_EXTENSION)
     return _ops.extension
+
+
+ISAS = ["baseline", "avx2", "avx512", "avx512_bf16", "avx512_amx"]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, extension) -> Iterator[str]:
+    """The CPU kernels of each instruction set that the build holds and this machine has."""
+    before = extension.cpu_isa()
+    if request.param not in extension.build_info()["compiled_isas"]:
+        pytest.skip(f"{request.param} is not compiled in")
+    extension.set_cpu_isa(request.param)
+    if extension.cpu_isa() != request.param:
+        pytest.skip(f"this machine has {before} at most")
+    yield request.param
+    extension.set_cpu_isa(before)
 
 
 @pytest.fixture

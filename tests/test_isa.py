@@ -3,21 +3,6 @@
 import pytest
 from cases import DTYPE_IDS, DTYPES, Case, check
 
-LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16", "avx512_amx"]
-
-
-@pytest.fixture(params=LEVELS)
-def isa(request, extension):
-    """Runs the test with the instruction set capped at this level."""
-    before = extension.cpu_isa()
-    if request.param not in extension.build_info()["compiled_isas"]:
-        pytest.skip(f"{request.param} is not compiled in")
-    extension.set_cpu_isa(request.param)
-    if extension.cpu_isa() != request.param:
-        pytest.skip(f"this machine has {before} at most")
-    yield request.param
-    extension.set_cpu_isa(before)
-
 
 @pytest.mark.core
 def test_the_cap_holds(isa, extension):

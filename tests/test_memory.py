@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from fused_lstm import _ops
 
 MEASURE = """
 import json, sys
@@ -74,6 +78,28 @@ def test_peak_of_a_step(extension, name):
     theirs, ours = (peak(which, *CASES[name]) for which in ("nn", "fused"))
     slack = 2048  # kilobytes: pages that an allocator has touched before or not
     assert ours <= theirs + slack, f"{ours} KiB, nn.LSTM needs {theirs} KiB"
+
+
+def flags_of_mapping(address):
+    """What /proc/self/smaps says of the memory there: "hg" where huge pages were asked for."""
+    with open("/proc/self/smaps") as lines:
+        inside = False
+        for line in lines:
+            if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                inside = int(found[1], 16) <= address < int(found[2], 16)
+            elif inside and line.startswith("VmFlags:"):
+                return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="this kernel has none"
+)
+def test_huge_pages_behind_large_tensors(extension):
+    x, weights = torch.zeros(50, 64, 8), [torch.zeros(4 * 256, n) for n in (8, 256)]
+    *_, gates, _ = _ops.lstm_layer(x, None, None, None, weights, [False], True)
+    assert gates.nbytes >= 8 * 2**20
+    assert "hg" in flags_of_mapping(gates.data_ptr() + gates.nbytes // 2)
 
 
 @pytest.mark.slow

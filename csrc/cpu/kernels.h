@@ -43,6 +43,9 @@ using Acc = typename AccumulateType<T>::type;
 template <class T>
 constexpr int kPair = sizeof(Acc<T>) / sizeof(T);
 
+// Rows that share one pass over weights as they lie in memory (`gate_dot`).
+constexpr int kDotRows = 4;
+
 // Rows that lie a stride apart, or wherever a list says. P is the element type, const where the
 // rows are only read.
 template <class P>

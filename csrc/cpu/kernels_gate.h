@@ -140,9 +140,10 @@ __attribute__((noinline)) void gate_dot_tile(const GateDot<T>& d, int64_t row) {
 
 template <class T>
 void gate_dot(const GateDot<T>& d) {
-  for_row_tiles<4>(d.step.rows, [&](int, int64_t row, auto count) __attribute__((always_inline)) {
-    gate_dot_tile<T, decltype(count)::value>(d, row);
-  });
+  for_row_tiles<kDotRows>(d.step.rows,
+                          [&](int, int64_t row, auto count) __attribute__((always_inline)) {
+                            gate_dot_tile<T, decltype(count)::value>(d, row);
+                          });
 }
 
 template <class T>

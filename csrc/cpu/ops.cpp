@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
+#include "cpu/huge_pages.h"
 #include "cpu/layer.h"
 #include "cpu/precision.h"
 #include "cpu/running.h"
@@ -83,7 +84,9 @@ CpuPlan plan_and_run(const Kernels<T>& kernels, const Plan& plan_for, const Size
   const PlanRequest request = requested_plan();
   for (int threads = available_threads();; threads = 1) {
     const CpuPlan plan = plan_for(machine(kernels, threads), request);
-    const c10::DataPtr bytes = c10::GetCPUAllocator()->allocate(size_of(plan) + 64);
+    const size_t size = size_of(plan) + 64;
+    const c10::DataPtr bytes = c10::GetCPUAllocator()->allocate(size);
+    prefer_huge_pages(bytes.get(), size);
     if (run(plan, aligned(bytes))) return plan;
   }
 }
@@ -114,17 +117,22 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   last_plans().ran_forward = true;
 }
 
+at::Tensor empty(at::IntArrayRef shape, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(shape, options);
+  prefer_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
+  return tensor;
+}
+
 Forward allocate(const LayerCall& call, const at::Tensor& x) {
   const LstmProblem& p = call.problem;
   const auto options = x.options();
   const auto state = options.dtype(state_type(x.scalar_type()));
   std::vector<int64_t> y_shape = x.sizes().vec();
   y_shape.back() = p.directions * p.output_size();
-  return {at::empty(y_shape, options), at::empty({p.directions, p.batch, p.output_size()}, options),
-          at::empty({p.directions, p.batch, p.hidden_size}, options),
-          p.save ? at::empty({p.directions, p.rows, 4 * p.hidden_size}, options)
-                 : at::empty({0}, options),
-          p.save ? at::empty({p.directions, p.rows, p.hidden_size}, state) : at::empty({0}, state)};
+  return {empty(y_shape, options), empty({p.directions, p.batch, p.output_size()}, options),
+          empty({p.directions, p.batch, p.hidden_size}, options),
+          p.save ? empty({p.directions, p.rows, 4 * p.hidden_size}, options) : empty({0}, options),
+          p.save ? empty({p.directions, p.rows, p.hidden_size}, state) : empty({0}, state)};
 }
 
 void copy_state(const at::Tensor& to, const OptionalTensor& from) {
@@ -221,7 +229,7 @@ std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tens
   grads.reserve(needs.size());
   auto add = [&](at::IntArrayRef shape) {
     const bool needed = needs.get(grads.size());
-    grads.push_back(at::empty(needed ? shape : at::IntArrayRef({0}), options));
+    grads.push_back(empty(needed ? shape : at::IntArrayRef({0}), options));
   };
   add(x.sizes());
   add({p.directions, p.batch, p.output_size()});

@@ -21,7 +21,6 @@ constexpr int64_t kSampledSteps = 16;  // of a packed input
 // Costs by count, in multiply-adds of one vector: they decide between `dot` and `panels`.
 constexpr double kPackCost = 6;          // packing one vector of weights
 constexpr double kDotOverhead = 1.25;    // of sums across lanes, against the products themselves
-constexpr int64_t kDotRows = 4;          // that share one pass over weights as they lie
 constexpr double kL2BytesPerCycle = 40;  // a vector of weights from L2
 
 // Gradients of this many rows are batched: a register tile of weight gradients is loaded and

@@ -177,15 +177,15 @@ FUSED_LSTM_INLINE VecD at_least(VecD x, VecD least) { return (VecD)_mm256_max_pd
 #endif
 
 // What exp needs to know of a format: round(x log2 e) by adding kRound, whose low bits then hold
-// the integer; ln 2, as a sum of two numbers of which the first has enough trailing zeros that
-// n * kLn2Hi is exact, or as one number where that errs by less; and (exp(r) - 1 - r) / r^2 as a
+// the integer; ln 2 as a sum of two numbers, of which the first has enough trailing zeros that
+// n * kLn2Hi is exact, also without a fused multiply-add; and (exp(r) - 1 - r) / r^2 as a
 // polynomial, interpolated at the Chebyshev points of |r| <= ln 2 / 2, lowest power first.
 template <class A>
 struct ExpFormat;
 template <>
 struct ExpFormat<float> {
-  static constexpr float kRound = 12582912.0f;               // 1.5 * 2^23
-  static constexpr float kLn2Hi = 0.693147181f, kLn2Lo = 0;  // off by 1.9e-9: n times that in exp
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kSeries[] = {// exp(r) within 1.0e-8 < 2^-26
                                       0.5f, 0.166665769896987757f, 0.0416665546172045742f,
@@ -222,8 +222,7 @@ FUSED_LSTM_INLINE void exp_parts(Vec<A> x, Vec<A>& scale, Vec<A>& p) {
   constexpr int terms = sizeof(F::kSeries) / sizeof(A);
   const Vec<A> shifted = x * A(1.44269504088896340736) + F::kRound;
   const Vec<A> n = shifted - F::kRound;
-  Vec<A> r = x - n * F::kLn2Hi;
-  if constexpr (F::kLn2Lo != 0) r = r - n * F::kLn2Lo;
+  const Vec<A> r = (x - n * F::kLn2Hi) - n * F::kLn2Lo;
   Vec<A> q = Vec<A>{} + F::kSeries[terms - 1];
 #pragma GCC unroll 16
   for (int k = terms - 2; k >= 0; --k) q = q * r + F::kSeries[k];
