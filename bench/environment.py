@@ -17,6 +17,7 @@ from fused_lstm import _ops
 
 from .isa import cap_in_force
 from .machine import machine
+from .providers import PRECISIONS, cpu_precision
 
 WATCHED_SECONDS = 0.5
 BUSY_CORES = 0.25  # that other processes may use before times are off
@@ -79,6 +80,18 @@ def busy_cores() -> float | None:
     return (os.cpu_count() or 1) * (busy_later - busy) / max(1, total_later - total)
 
 
+def arithmetic() -> dict[str, str]:
+    """What float32 of a large batch is computed in under each of PyTorch's settings."""
+    if _ops.extension is None:
+        return {}
+    found = {}
+    for setting in PRECISIONS:
+        with cpu_precision(setting):
+            plan = _ops.extension.plan(steps=1, batch=64, input_size=64, hidden_size=64, threads=1)
+        found[setting] = plan["computed_in"]
+    return found
+
+
 def environment(threads: int, device: str, command: list[str]) -> dict:
     extension = _ops.extension
     facts = machine("float32", threads) if device == "cpu" else None
@@ -97,6 +110,7 @@ def environment(threads: int, device: str, command: list[str]) -> dict:
         "isa": extension.cpu_isa() if extension else None,
         "isa_cap": cap_in_force(),
         "amx": has_amx() and not cap_in_force(),
+        "fp32_precision": arithmetic() if device == "cpu" else {},
         "machine": dataclasses.asdict(facts) if facts else None,
         "build": extension.build_info() if extension else None,
     }

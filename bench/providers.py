@@ -26,6 +26,7 @@ BASELINE = "nn.LSTM"
 FUSED = "fused_lstm"
 # nn.LSTM is unrolled where it is compiled: at 128 steps that takes minutes.
 MOST_COMPILED_STEPS = 50
+PRECISIONS = ("tf32", "bf16")  # of float32 in PyTorch's recurrent layers, besides its own
 
 
 @dataclass(frozen=True)

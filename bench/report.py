@@ -235,6 +235,13 @@ def machine_line(facts: dict) -> str:
     return f"{', '.join(parts)}; {versions}; {facts['date']}"
 
 
+def precision_line(run: Run) -> str:
+    """What the settings of float32's precision came to, where a row was run under one."""
+    said = run.environment.get("fp32_precision", {})
+    ran = {name for result in run.results for name in result.measurements}
+    return "; ".join(f'under "{name}": computed in {said[name]}' for name in said if name in ran)
+
+
 def show(console: Console, run: Run) -> None:
     """First what a user gains, then the rows, then what they mean."""
     console.print(headline(run), style="bold")
@@ -254,6 +261,8 @@ def show(console: Console, run: Run) -> None:
     if run.disturbances:
         show_table(console, disturbance_table(run.disturbances))
     console.print()
+    if line := precision_line(run):
+        console.print(escape(line))
     console.print(escape(machine_line(run.environment)))
     if not run.complete:
         console.print("Stopped before the end: the rows that are missing were not measured.")

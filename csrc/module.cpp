@@ -1,4 +1,5 @@
 // pybind11: what is not an op. Build facts, plans as dictionaries, and what each device adds.
+#include <ATen/autocast_mode.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/extension.h>
@@ -70,6 +71,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace fused_lstm;
   m.def("build_info", &build_info, "What the extension was built from and for.");
   cpu::bind(m);
+  m.def(
+      "autocast_weight",
+      [](const at::Tensor& weight, at::ScalarType type) {
+        return at::autocast::cached_cast(type, weight, weight.device().type());
+      },
+      "A weight in autocast's dtype, by PyTorch's own cache: cast once until the outermost "
+      "autocast "
+      "ends.",
+      py::arg("weight"), py::arg("dtype"));
   m.def("plan", &plan, "How one layer would run, and why.", py::arg("steps"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size") = 0,
         py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("device") = "cpu",

@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from fused_lstm import _ops
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -27,6 +30,17 @@ def autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
     """Autocast leaves float64 and everything that is not floating point alone."""
     eligible = t.is_floating_point() and t.dtype != torch.float64
     return t.to(dtype) if eligible else t
+
+
+def autocast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same, but a parameter only once for all calls inside the outermost ``torch.autocast``.
+
+    That is how ``nn.LSTM`` casts: by PyTorch's cache, which ends with the region, since a change of
+    a parameter may go unseen (``parameter.data`` has no version).
+    """
+    if _ops.extension is None or torch.compiler.is_compiling() or type(weight) is not Parameter:
+        return autocast(weight, dtype)
+    return _ops.extension.autocast_weight(weight, dtype)
 
 
 def state_dtype(x: Tensor, c0: Tensor | None, dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Proxy
 
 from fused_lstm import _ops, _transforms, fallback, reference
-from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
+from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
 from fused_lstm._checks import State, refusal_of_cell
 from fused_lstm._tracing import leaf_call, refuse_script
 from fused_lstm.autograd import lstm_layer
@@ -106,7 +106,7 @@ def _batched_step(
         return run(x, h0, c0, weights)
     out_dtype = state_dtype(x, c0, dtype)
     x, h0, c0 = (None if t is None else autocast(t, dtype) for t in (x, h0, c0))
-    h, c = run(x, h0, c0, [autocast(w, dtype) for w in weights])
+    h, c = run(x, h0, c0, [autocast_weight(w, dtype) for w in weights])
     return h.to(out_dtype), c.to(out_dtype)
 
 

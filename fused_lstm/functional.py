@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import _ops, _transforms, fallback, reference
-from fused_lstm._autocast import autocast, autocast_dtype, state_dtype
+from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
 from fused_lstm._checks import State, refusal_of_layer
 from fused_lstm.autograd import lstm_layer
 from fused_lstm.sequences import SequenceCall
@@ -208,7 +208,7 @@ def _layers(
         autocast(x, dtype),
         batch_sizes,
         None if hx is None else (autocast(hx[0], dtype), autocast(hx[1], dtype)),
-        [[autocast(p, dtype) for p in group] for group in params],
+        [[autocast_weight(p, dtype) for p in group] for group in params],
         bidirectional,
         dropout,
     )

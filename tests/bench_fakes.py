@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "isa": "avx512",
     "isa_cap": "",
     "amx": False,
+    "fp32_precision": {"tf32": "float32", "bf16": "float32 with products of bfloat16"},
     "machine": {
         "threads": 2,
         "flops": 4.0e11,

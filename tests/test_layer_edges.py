@@ -1,5 +1,7 @@
 """Empty batches, infinities, dropout, and autocast: where drop-in means the same odd behaviour."""
 
+import math
+
 import pytest
 import torch
 from cases import DTYPE_IDS, DTYPES, Case
@@ -177,6 +179,40 @@ def test_autocast_is_a_cast_of_the_operands(backend):
         found = ours(x)
     expected = ours.to(torch.bfloat16)(x.to(torch.bfloat16))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def casts(function, size: int) -> int:
+    """How often a tensor of this many elements was cast."""
+    with torch.profiler.profile(record_shapes=True) as profile:
+        function()
+    events = [e for e in profile.events() if e.name == "aten::_to_copy"]
+    return sum(math.prod(e.input_shapes[0]) == size for e in events)
+
+
+@pytest.mark.parametrize("make", [fused_lstm.LSTM, fused_lstm.LSTMCell])
+def test_autocast_casts_a_weight_once(make, extension):
+    """Once for all calls in the region, in each, with the values and gradients of this moment."""
+    ours, x = make(5, 7), torch.randn(3, 5)
+    size = ours.get_parameter(
+        "weight_ih" if make is fused_lstm.LSTMCell else "weight_ih_l0"
+    ).numel()
+
+    def three_calls():
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                ours(x)
+            first, second = ours(x)[0], ours(x)[0]
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        return first
+
+    assert casts(three_calls, size) <= 2  # with gradients, and without
+    y = three_calls()
+    y.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in ours.parameters())
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.zero_()
+    assert not three_calls().any()
 
 
 def test_second_derivatives_under_autocast(backend):

@@ -142,8 +142,10 @@ template <class T>
 bool backward(const BackwardArgs<T>& args, const CpuPlan& plan, void* workspace) {
   const BackwardLayout<T> layout(args, plan, workspace);
   TeamBarriers barriers(plan);
-  return run_team(plan.threads(),
-                  [&](int rank) { BackwardMember<T>(args, plan, layout, barriers, rank).run(); });
+  return run_team(plan.threads(), [&](int rank) {
+    BackwardMember<T>(args, plan, layout, barriers, rank).run();
+    if (args.kernels->release != nullptr) args.kernels->release();
+  });
 }
 
 #define FUSED_LSTM_INSTANTIATE(T)                                                \

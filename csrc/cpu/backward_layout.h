@@ -100,7 +100,7 @@ class BackwardLayout {
 
  private:
   int64_t panels(int64_t columns, int64_t k) const {
-    return panel_elements<T>(columns, 4 * args_.kernels->lanes, k);
+    return args_.kernels->panels_size(columns, k);
   }
 
   void carve_chunk(Arena& arena, BackwardDirection<T>* b) const {
@@ -175,8 +175,8 @@ class BackwardLayout {
       s.x_rows = arena.take<const T*>(p.batch);
       s.h_rows = arena.take<const T*>(p.batch);
       s.c_again_rows = arena.take<const Acc<T>*>(p.batch);
-      s.w_x = arena.take<T>(panel_elements<T>(width, width, p.input_size));
-      s.w_h = arena.take<T>(panel_elements<T>(width, width, p.output_size()));
+      s.w_x = arena.take<T>(args_.kernels->panel_size(p.input_size));
+      s.w_h = arena.take<T>(args_.kernels->panel_size(p.output_size()));
       s.bias = arena.take<Acc<T>>(width);
     }
     return s;

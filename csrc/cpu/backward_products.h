@@ -53,7 +53,7 @@ class BackwardProducts {
     for (int64_t panel = share.begin; panel < share.end; ++panel) {
       const int64_t col = panel * width();
       k_.pack_rows(
-          {rows, k, col, int(std::min(width(), n - col)), panels + panel * width() * padded<T>(k)});
+          {rows, k, col, int(std::min(width(), n - col)), panels + panel * k_.panel_size(k)});
     }
   }
 
@@ -102,7 +102,7 @@ class BackwardProducts {
     g.a = {a_t, layout_.transposed_stride()};
     g.c = {dw + units.begin * n, n};
     g.init_stride = n;
-    const int64_t size = width() * padded<T>(rows);
+    const int64_t size = k_.panel_size(rows);
     for_panels({0, n}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
       g.panel = panels + panel * size;
       g.ahead = next < 0 ? nullptr : panels + next * size;
@@ -155,7 +155,7 @@ class BackwardProducts {
       }
       g.c.list = scratch_.dx_rows;
     }
-    const int64_t size = width() * padded<T>(gates);
+    const int64_t size = k_.panel_size(gates);
     for_panels({0, input}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
       g.panel = b.w_x + panel * size;
       g.ahead = next < 0 ? nullptr : b.w_x + next * size;

@@ -82,7 +82,7 @@ class BackwardWalk {
     g.k = k;
     g.a = mine(a + (order.offset(s) - first_row_) * k, k);
     g.c = mine(c, n);
-    const int64_t size = width() * padded<T>(k);
+    const int64_t size = k_.panel_size(k);
     for_panels(columns, width(), s % 2 != 0,
                [&](int64_t panel, int64_t col, int cols, int64_t next) {
                  g.panel = panels + panel * size;

@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "machine.h"
+#include "precision.h"
 #include "probes.h"
 #include "running.h"
 #include "stream.h"
@@ -14,18 +15,31 @@ namespace py = pybind11;
 namespace fused_lstm::cpu {
 namespace {
 
-// The machine as the kernels find it that compute this dtype.
-CpuMachine machine_for(DType dtype, int threads) {
-  if (dtype == DType::float64) return machine(kernels<double>(), threads);
+// The machine as the kernels find it that compute a layer of this dtype with `batch` rows.
+CpuMachine machine_for(DType dtype, int64_t batch, int threads) {
+  if (dtype == DType::float64) return machine(kernels_here<double>(batch), threads);
+  if (dtype == DType::float16) return machine(kernels_for<float>(batch), threads);
 #if defined(FUSED_LSTM_X86)
-  if (dtype == DType::bfloat16 && native_bfloat16()) return machine(kernels<bfloat16>(), threads);
+  if (dtype == DType::bfloat16 && native_bfloat16()) {
+    return machine(kernels_here<bfloat16>(batch), threads);
+  }
 #endif
-  return machine(kernels<float>(), threads);
+  return machine(kernels_here<float>(batch), threads);
 }
 
-const char* computed_in(DType dtype) {
+const char* computed_in(DType dtype, int64_t batch) {
   if (dtype == DType::float64) return "float64";
-  return dtype == DType::bfloat16 && native_bfloat16() ? "bfloat16" : "float32";
+  if (dtype == DType::float16) return "float32";
+  if (dtype == DType::bfloat16 && native_bfloat16()) return "bfloat16";
+  switch (products_for(batch, allowed_products())) {
+    case Products::split:
+      return "float32 with products of two bfloat16 each";
+    case Products::rounded:
+      return "float32 with products of bfloat16";
+    case Products::exact:
+      break;
+  }
+  return "float32";
 }
 
 const char* name_of(Algorithm algorithm) { return algorithm == Algorithm::dot ? "dot" : "panels"; }
@@ -59,7 +73,8 @@ py::object last_plan(bool backward) {
 
 py::dict plan_facts(const LstmProblem& problem, const Steps& steps, int threads,
                     const py::dict& machine, const std::string& request) {
-  CpuMachine m = machine_for(problem.dtype, threads > 0 ? threads : available_threads());
+  CpuMachine m =
+      machine_for(problem.dtype, problem.batch, threads > 0 ? threads : available_threads());
   for (const auto& [name, value] : machine) {
     const auto text = name.cast<std::string>();
     if (!set_fact(m, text, value.cast<double>())) {
@@ -71,7 +86,7 @@ py::dict plan_facts(const LstmProblem& problem, const Steps& steps, int threads,
   py::dict facts = facts_of(forward);
   facts["why"] = explain_forward(forward, steps);
   facts["isa"] = isa_name(current_isa());
-  facts["computed_in"] = computed_in(problem.dtype);
+  facts["computed_in"] = computed_in(problem.dtype, problem.batch);
   if (problem.save) {
     const CpuPlan backward = plan_backward(problem, steps, m, asked);
     for (const auto& [name, value] : facts_of(backward)) {
@@ -96,12 +111,12 @@ void bind(py::module_& m) {
   m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");
   m.def(
       "cpu_machine",
-      [](const std::string& dtype, int threads) {
+      [](const std::string& dtype, int threads, int64_t batch) {
         return facts_of(
-            machine_for(dtype_named(dtype), threads > 0 ? threads : available_threads()));
+            machine_for(dtype_named(dtype), batch, threads > 0 ? threads : available_threads()));
       },
       "What the planner knows of this machine; the first call measures.",
-      py::arg("dtype") = "float32", py::arg("threads") = 0);
+      py::arg("dtype") = "float32", py::arg("threads") = 0, py::arg("batch") = 64);
   m.def("fma_peak", &multiply_add_peak, "Measured peak of `threads` cores, in GFLOP/s.",
         py::arg("threads"), py::arg("dtype") = "float32");
   m.def("brgemm_rate", &brgemm_rate,

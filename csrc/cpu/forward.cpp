@@ -288,8 +288,10 @@ template <class T>
 bool forward(const ForwardArgs<T>& args, const CpuPlan& plan, void* workspace) {
   const ForwardLayout<T> layout(args, plan, workspace);
   TeamBarriers barriers(plan);
-  return run_team(plan.threads(),
-                  [&](int rank) { ForwardMember<T>(args, plan, layout, barriers, rank).run(); });
+  return run_team(plan.threads(), [&](int rank) {
+    ForwardMember<T>(args, plan, layout, barriers, rank).run();
+    if (args.kernels->release != nullptr) args.kernels->release();
+  });
 }
 
 #define FUSED_LSTM_INSTANTIATE(T)                                              \

@@ -71,12 +71,12 @@ class ForwardLayout {
     }
     if (plan_.algorithm == Algorithm::dot) return;
     if (!plan_.pack_late) {
-      b.w_x = arena.take<T>(panel_elements<T>(columns, width, p.input_size));
-      b.w_h = arena.take<T>(panel_elements<T>(columns, width, p.output_size()));
+      b.w_x = arena.take<T>(args_.kernels->panels_size(columns, p.input_size));
+      b.w_h = arena.take<T>(args_.kernels->panels_size(columns, p.output_size()));
     }
     b.bias = arena.take<Acc<T>>(columns);
     if (p.proj_size > 0) {
-      b.w_r = arena.take<T>(panel_elements<T>(p.proj_size, width, p.hidden_size));
+      b.w_r = arena.take<T>(args_.kernels->panels_size(p.proj_size, p.hidden_size));
     }
   }
 
@@ -88,8 +88,8 @@ class ForwardLayout {
     const int64_t width = 4 * args_.kernels->lanes;
     ForwardScratch<T> s{};
     if (plan_.pack_late) {
-      s.w_x = arena.take<T>(panel_elements<T>(width, width, p.input_size));
-      s.w_h = arena.take<T>(panel_elements<T>(width, width, p.output_size()));
+      s.w_x = arena.take<T>(args_.kernels->panel_size(p.input_size));
+      s.w_h = arena.take<T>(args_.kernels->panel_size(p.output_size()));
     }
     const bool batched = plan_.algorithm == Algorithm::panels && !plan_.fold_input;
     if (batched) {

@@ -14,8 +14,8 @@ class GatePanels {
 
   int64_t width() const { return 4 * k_.lanes; }
   int64_t count() const { return ceil_div(p_.hidden_size, k_.lanes); }
-  int64_t input_size() const { return width() * padded<T>(p_.input_size); }  // of one panel
-  int64_t hidden_size() const { return width() * padded<T>(p_.output_size()); }
+  int64_t input_size() const { return k_.panel_size(p_.input_size); }  // of one panel
+  int64_t hidden_size() const { return k_.panel_size(p_.output_size()); }
   // Live units of a panel.
   int units(int64_t panel) const {
     return int(std::min<int64_t>(k_.lanes, p_.hidden_size - panel * k_.lanes));
@@ -39,7 +39,7 @@ class GatePanels {
 
   // Panels of w_hr [P, H].
   int64_t projection_count() const { return ceil_div(p_.proj_size, width()); }
-  int64_t projection_size() const { return width() * padded<T>(p_.hidden_size); }
+  int64_t projection_size() const { return k_.panel_size(p_.hidden_size); }
   void pack_projection(const T* w_hr, int64_t panel, T* out) const {
     const int64_t hidden = p_.hidden_size;
     PackTransposed<T> pack{w_hr, hidden, hidden, panel * width(), k_.lanes, {}, out};

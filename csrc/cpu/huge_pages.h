@@ -12,7 +12,8 @@ namespace fused_lstm::cpu {
 
 // To touch 2 MiB for the first time takes 512 page faults of half a microsecond to a microsecond,
 // or one that clears as much: at 64 x 100 steps and H = 512 a tenth of the forward pass went into
-// faults. Below a few pages it does not pay: the C library hands small blocks out again as they are.
+// faults. Below a few pages it does not pay: the C library hands small blocks out again as they
+// are.
 inline void prefer_huge_pages(void* memory, size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20, kLeast = 4 * kPage;

@@ -1,10 +1,13 @@
-// AVX-512 with the bfloat16 dot product; the other types are those of plain AVX-512.
+// AVX-512 with the bfloat16 dot product, the matrix unit, and float32 multiplied as bfloat16; the
+// other types are those of plain AVX-512.
+#include "brgemm.h"
 #include "isa_tables.h"
 
 #if defined(FUSED_LSTM_X86)
 #include <immintrin.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #define FUSED_LSTM_VECTOR_BYTES 64
 #define FUSED_LSTM_TILE_ROWS 6
@@ -25,6 +28,10 @@ namespace fused_lstm::cpu {
 namespace avx512_bf16 {
 namespace {
 #include "kernels_isa.h"
+// clang-format off
+#include "kernels_rounded.h"
+#include "kernels_matrix.h"
+// clang-format on
 }  // namespace
 }  // namespace avx512_bf16
 
@@ -34,7 +41,11 @@ namespace {
 #pragma GCC pop_options
 #endif
 
-const Kernels<bfloat16>* const kAvx512Bf16Kernels = &avx512_bf16::kTable<bfloat16>;
+const PairTables kPairTables = {
+    &avx512_bf16::kTable<bfloat16>,     &avx512_bf16::kRoundedTable,
+    &avx512_bf16::kMatrixTable,         &avx512_bf16::kMatrixPartsTable<1>,
+    &avx512_bf16::kMatrixPartsTable<2>,
+};
 double (*const kAvx512Bf16MultiplyAdds)(int64_t) = avx512_bf16::run_multiply_adds<bfloat16>;
 
 }  // namespace fused_lstm::cpu

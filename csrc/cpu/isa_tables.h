@@ -12,11 +12,20 @@ struct IsaTables {
   double (*multiply_adds_f64)(int64_t rounds);
 };
 
+// Of pairs of bfloat16, for tensors of bfloat16 and of float32.
+struct PairTables {
+  const Kernels<bfloat16>* bf16;
+  const Kernels<float>* rounded;
+  // By the matrix unit.
+  const Kernels<bfloat16>* matrix_bf16;
+  const Kernels<float>*matrix_rounded, *matrix_split;
+};
+
 extern const IsaTables kBaselineTables;
 #if defined(FUSED_LSTM_X86)
 extern const IsaTables kAvx2Tables;
 extern const IsaTables kAvx512Tables;
-extern const Kernels<bfloat16>* const kAvx512Bf16Kernels;
+extern const PairTables kPairTables;
 extern double (*const kAvx512Bf16MultiplyAdds)(int64_t rounds);
 #endif
 

@@ -2,9 +2,11 @@
 // instruction set. Kernels compute; which of them runs, on which rows and units, is decided above.
 //
 // A panel holds the weights of 4 x `lanes` output columns contiguously:
-//   [K / pair][4][lanes][pair]     pair = 2 for bfloat16, whose products add two terms, else 1
+//   [parts][K / pair][4][lanes][pair]     pair = 2 for operands in bfloat16, else 1
 // For gates the four groups are i, f, g, o of the same `lanes` hidden units; for other products
-// they are consecutive columns. Rows of K not divisible by the pair are padded with zero.
+// they are consecutive columns. Rows of K not divisible by the pair are padded with zero. There is
+// one part, but for float32 multiplied as the sum of two bfloat16. What a panel holds is the
+// kernels' own business: to others it is panel_size(K) elements of T.
 //
 // All strides are in elements.
 #pragma once
@@ -152,6 +154,8 @@ template <class T>
 struct Kernels {
   int lanes;      // hidden units in a panel
   int tile_rows;  // rows that one pass over a panel serves
+  int pair;       // terms of a product that lie side by side in a panel
+  int parts;      // numbers that stand for one weight in it
   void (*gate_step)(const GateStep<T>&);
   void (*gate_dot)(const GateDot<T>&);
   void (*gate_gradient)(const GateGradient<T>&);
@@ -164,9 +168,22 @@ struct Kernels {
   void (*row_sums)(const T* a, int64_t a_stride, int64_t rows, int64_t k, Acc<T>* sums);
   // c[0..n) = o * tanh(c): the cell's output before a projection
   void (*hidden)(const T* o, const Acc<T>* c, int64_t n, T* h);
+  // Every thread that multiplied calls it in the end; null where there is nothing to be done.
+  void (*release)() = nullptr;
+
+  // Elements of a panel of depth k.
+  int64_t panel_size(int64_t k) const {
+    return 4 * lanes * ((k + pair - 1) / pair) * parts * int64_t(sizeof(Acc<T>) / sizeof(T));
+  }
+  // Elements of the panels that cover `columns` columns.
+  int64_t panels_size(int64_t columns, int64_t k) const {
+    return (columns + 4 * lanes - 1) / (4 * lanes) * panel_size(k);
+  }
 };
 
-enum class Isa { baseline, avx2, avx512, avx512_bf16 };
+// avx512_amx multiplies bfloat16 by oneDNN's micro-kernel, which uses the processor's matrix unit
+// (AMX). Where that is missing it has to be asked for, by name: it is the slower way then.
+enum class Isa { baseline, avx2, avx512, avx512_bf16, avx512_amx };
 
 const char* isa_name(Isa isa);
 // Those that the build holds.
@@ -176,9 +193,19 @@ Isa current_isa();
 // Caps current_isa(); throws std::invalid_argument for an unknown name.
 void set_isa(const std::string& name);
 
-// The table for T under current_isa(). bfloat16 has one only where native_bfloat16().
+// How the products of float32 tensors are computed. Sums are float32, and so is all the rest.
+enum class Products {
+  exact,    // of the numbers as they are
+  split,    // of each as the sum of two bfloat16, three products for one: what TF32 promises
+  rounded,  // of bfloat16
+};
+
+// The table for a layer of `batch` rows under current_isa(), where float32 may be multiplied so.
+// bfloat16 has one only where native_bfloat16().
 template <class T>
-const Kernels<T>& kernels();
+const Kernels<T>& kernels_for(int64_t batch, Products allowed = Products::exact);
+// What kernels_for() makes of them: `exact` where nothing would be gained.
+Products products_for(int64_t batch, Products allowed);
 bool native_bfloat16();
 
 // Runs independent multiply-adds of this type, `rounds` times a dozen vectors of them, and returns

@@ -40,27 +40,29 @@ FUSED_LSTM_INLINE void finish_tile(const GateStep<T>& s, int64_t row, const Vec<
   for (; m < M; ++m) finish_rows<T, 1>(s, row + m, pre + m);
 }
 
-template <class T, int M>
-__attribute__((noinline)) void gate_tile(const GateStep<T>& s, int tile, int64_t row) {
+template <class F, int M>
+__attribute__((noinline)) void gate_tile(const GateStep<typename F::Element>& s, int tile,
+                                         int64_t row) {
+  using T = typename F::Element;
   Vec<T> pre[M][4];
   start<T, M, 4>(pre, s.init + row * s.init_stride, s.init_stride);
   const T* a[M];
   if (s.x_size > 0) {
     row_addresses<T, M>(a, s.x, row);
-    accumulate<T, M, 4>(pre, s.x_size, a, s.w_x, ahead_of_tile(s.w_x_ahead, s.w_x, s.x_size, tile));
+    F::template multiply_add<M, 4>(pre, s.x_size, a, s.w_x, s.w_x_ahead, tile);
   }
   if (s.h_size > 0) {
     row_addresses<T, M>(a, s.h_prev, row);
-    accumulate<T, M, 4>(pre, s.h_size, a, s.w_h, ahead_of_tile(s.w_h_ahead, s.w_h, s.h_size, tile));
+    F::template multiply_add<M, 4>(pre, s.h_size, a, s.w_h, s.w_h_ahead, tile);
   }
   finish_tile<T, M>(s, row, pre);
 }
 
-template <class T>
-void gate_step(const GateStep<T>& s) {
+template <class F>
+void gate_step(const GateStep<typename F::Element>& s) {
   for_row_tiles<FUSED_LSTM_TILE_ROWS>(
       s.rows, [&](int tile, int64_t row, auto count) __attribute__((always_inline)) {
-        gate_tile<T, decltype(count)::value>(s, tile, row);
+        gate_tile<F, decltype(count)::value>(s, tile, row);
       });
 }
 

@@ -195,8 +195,46 @@ FUSED_LSTM_INLINE void row_addresses(const T* (&a)[M], const Rows<const T>& rows
   for (int m = 0; m < M; ++m) a[m] = rows.at(row + m);
 }
 
-template <class T, class Out, int M, int N>
-__attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int tile, int64_t row) {
+// The entries of `n` columns of one row of K, or of the two that form a pair; null is zero.
+FUSED_LSTM_INLINE VecF column_entries(const float* row, const float*, int64_t col, int n) {
+  return row == nullptr ? VecF{} : load(row + col, n);
+}
+FUSED_LSTM_INLINE VecD column_entries(const double* row, const double*, int64_t col, int n) {
+  return row == nullptr ? VecD{} : load(row + col, n);
+}
+FUSED_LSTM_INLINE VecF column_entries(const bfloat16* row, const bfloat16* next, int64_t col,
+                                      int n) {
+  const VecF first = row == nullptr ? VecF{} : load(row + col, n);
+  const VecF second = next == nullptr ? VecF{} : load(next + col, n);
+  return (VecF)(((VecU32)first >> 16) | (VecU32)second);
+}
+
+// How tensors of T become the operands of products: as they are.
+template <class T>
+struct Direct {
+  using Element = T;
+  using Operand = T;
+
+  // sum[M][N] += a[M, k] * panel, whose successor is `next`
+  template <int M, int N>
+  static FUSED_LSTM_INLINE void multiply_add(Vec<T> (&sum)[M][N], int64_t k, const T* (&a)[M],
+                                             const T* panel, const T* next, int tile) {
+    accumulate<T, M, N>(sum, k, a, panel, ahead_of_tile(next, panel, k, tile));
+  }
+
+  // The n entries of a panel that begin at p, along K; what is missing is zero.
+  static FUSED_LSTM_INLINE Vec<T> entries(const T* p, int64_t n) { return load_entries(p, n); }
+  // The entries of n columns from `col` on, of one row of K, or of the two that form a pair; null
+  // is zero.
+  static FUSED_LSTM_INLINE Vec<T> columns(const T* row, const T* next, int64_t col, int n) {
+    return column_entries(row, next, col, n);
+  }
+};
+
+template <class F, class Out, int M, int N>
+__attribute__((noinline)) void gemm_tile(const PanelGemm<typename F::Element, Out>& g, int tile,
+                                         int64_t row) {
+  using T = typename F::Element;
   constexpr int lanes = kLanes<Acc<T>>;
   const int last = g.cols - (N - 1) * lanes;  // columns in the last vector
   const Acc<T>* init = g.init == nullptr ? nullptr : g.init + row * g.init_stride;
@@ -210,7 +248,7 @@ __attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int tile, i
   }
   const T* a[M];
   row_addresses<T, M>(a, g.a, row);
-  accumulate<T, M, N>(sum, g.k, a, g.panel, ahead_of_tile(g.ahead, g.panel, g.k, tile));
+  F::template multiply_add<M, N>(sum, g.k, a, g.panel, g.ahead, tile);
   for (int m = 0; m < M; ++m) {
     Out* c = g.c.at(row + m) + g.col;
     for (int v = 0; v < N; ++v) store(c + v * lanes, sum[m][v], v == N - 1 ? last : lanes);
@@ -218,20 +256,20 @@ __attribute__((noinline)) void gemm_tile(const PanelGemm<T, Out>& g, int tile, i
 }
 
 // N vectors of columns; fewer leave registers for more rows.
-template <class T, class Out, int N>
-void gemm_columns(const PanelGemm<T, Out>& g) {
+template <class F, class Out, int N>
+void gemm_columns(const PanelGemm<typename F::Element, Out>& g) {
   constexpr int most = (N <= 2 ? 2 : 1) * FUSED_LSTM_TILE_ROWS;
   for_row_tiles<most>(g.rows,
                       [&](int tile, int64_t row, auto count) __attribute__((always_inline)) {
-                        gemm_tile<T, Out, decltype(count)::value, N>(g, tile, row);
+                        gemm_tile<F, Out, decltype(count)::value, N>(g, tile, row);
                       });
 }
 
-template <class T, class Out>
-void gemm(const PanelGemm<T, Out>& g) {
-  constexpr int lanes = kLanes<Acc<T>>;
-  if (g.cols <= lanes) return gemm_columns<T, Out, 1>(g);
-  if (g.cols <= 2 * lanes) return gemm_columns<T, Out, 2>(g);
-  if (g.cols <= 3 * lanes) return gemm_columns<T, Out, 3>(g);
-  gemm_columns<T, Out, 4>(g);
+template <class F, class Out>
+void gemm(const PanelGemm<typename F::Element, Out>& g) {
+  constexpr int lanes = kLanes<Acc<typename F::Element>>;
+  if (g.cols <= lanes) return gemm_columns<F, Out, 1>(g);
+  if (g.cols <= 2 * lanes) return gemm_columns<F, Out, 2>(g);
+  if (g.cols <= 3 * lanes) return gemm_columns<F, Out, 3>(g);
+  gemm_columns<F, Out, 4>(g);
 }

@@ -7,56 +7,51 @@ FUSED_LSTM_INLINE void store_raw(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// The entries of `n` columns of one row of K, or of the two that form a pair; null is zero.
-FUSED_LSTM_INLINE VecF column_entries(const float* row, const float*, int64_t col, int n) {
-  return row == nullptr ? VecF{} : load(row + col, n);
-}
-FUSED_LSTM_INLINE VecD column_entries(const double* row, const double*, int64_t col, int n) {
-  return row == nullptr ? VecD{} : load(row + col, n);
-}
-FUSED_LSTM_INLINE VecF column_entries(const bfloat16* row, const bfloat16* next, int64_t col,
-                                      int n) {
-  const VecF first = row == nullptr ? VecF{} : load(row + col, n);
-  const VecF second = next == nullptr ? VecF{} : load(next + col, n);
-  return (VecF)(((VecU32)first >> 16) | (VecU32)second);
-}
-
-template <class T>
-void pack_transposed(const PackTransposed<T>& s) {
-  constexpr int lanes = kLanes<Acc<T>>, width = lanes * kPair<T>;
-  const int64_t entries = (s.k + kPair<T> - 1) / kPair<T>;
+template <class F>
+void pack_transposed(const PackTransposed<typename F::Element>& s, typename F::Operand* panel) {
+  using T = typename F::Element;
+  constexpr int pair = kPair<typename F::Operand>, lanes = kLanes<Acc<T>>, width = lanes * pair;
+  const int64_t entries = (s.k + pair - 1) / pair;
   for (int group = 0; group < 4; ++group) {
     const T* src = s.src + (s.row0 + group * s.group_stride) * s.src_stride;
     for (int64_t e = 0; e < entries; e += lanes) {
       Vec<T> block[lanes];
       for (int l = 0; l < lanes; ++l) {
-        block[l] = l < s.live[group]
-                       ? load_entries<T>(src + l * s.src_stride + e * kPair<T>, s.k - e * kPair<T>)
-                       : Vec<T>{};
+        block[l] = l < s.live[group] ? F::entries(src + l * s.src_stride + e * pair, s.k - e * pair)
+                                     : Vec<T>{};
       }
       transpose<Acc<T>>(block);
       const int64_t n = entries - e < lanes ? entries - e : lanes;
       for (int64_t j = 0; j < n; ++j) {
-        store_raw(s.panel + ((e + j) * 4 + group) * width, block[j]);
+        store_raw(panel + ((e + j) * 4 + group) * width, block[j]);
       }
     }
   }
 }
 
 template <class T>
-void pack_rows(const PackRows<T>& s) {
-  constexpr int lanes = kLanes<Acc<T>>, width = lanes * kPair<T>;
-  T* out = s.panel;
-  for (int64_t k = 0; k < s.k; k += kPair<T>) {
+void pack_transposed_directly(const PackTransposed<T>& s) {
+  pack_transposed<Direct<T>>(s, s.panel);
+}
+
+template <class F>
+void pack_rows(const PackRows<typename F::Element>& s, typename F::Operand* out) {
+  using T = typename F::Element;
+  constexpr int pair = kPair<typename F::Operand>, lanes = kLanes<Acc<T>>, width = lanes * pair;
+  for (int64_t k = 0; k < s.k; k += pair) {
     const T* row = s.rows.at(k);
-    const T* next = kPair<T> == 2 && k + 1 < s.k ? s.rows.at(k + 1) : nullptr;
+    const T* next = pair == 2 && k + 1 < s.k ? s.rows.at(k + 1) : nullptr;
     for (int v = 0; v < 4; ++v, out += width) {
       const int live = s.cols - v * lanes;
-      store_raw(out, live <= 0 ? Vec<T>{}
-                               : column_entries(row, next, s.col0 + v * lanes,
-                                                live < lanes ? live : lanes));
+      const int n = live < lanes ? live : lanes;
+      store_raw(out, live <= 0 ? Vec<T>{} : F::columns(row, next, s.col0 + v * lanes, n));
     }
   }
+}
+
+template <class T>
+void pack_rows_directly(const PackRows<T>& s) {
+  pack_rows<Direct<T>>(s, s.panel);
 }
 
 template <class T>
@@ -110,9 +105,20 @@ void row_sums(const T* a, int64_t a_stride, int64_t rows, int64_t k, Acc<T>* sum
 
 template <class T>
 constexpr Kernels<T> kTable = {
-    kLanes<Acc<T>>,   FUSED_LSTM_TILE_ROWS, gate_step<T>, gate_dot<T>,
-    gate_gradient<T>, gemm<T, Acc<T>>,      gemm<T, T>,   pack_transposed<T>,
-    pack_rows<T>,     transpose_rows<T>,    row_sums<T>,  hidden<T>,
+    kLanes<Acc<T>>,
+    FUSED_LSTM_TILE_ROWS,
+    kPair<T>,
+    1,
+    gate_step<Direct<T>>,
+    gate_dot<T>,
+    gate_gradient<T>,
+    gemm<Direct<T>, Acc<T>>,
+    gemm<Direct<T>, T>,
+    pack_transposed_directly<T>,
+    pack_rows_directly<T>,
+    transpose_rows<T>,
+    row_sums<T>,
+    hidden<T>,
 };
 
 // 12 independent chains hide the latency of 4 cycles at up to 3 per cycle. volatile keeps the

@@ -71,12 +71,12 @@ class KernelProbe {
         state_(kRows * k_.lanes, Acc<T>(1)),
         gates_(kRows * width(), one()) {}
 
-  int64_t panel_bytes() const { return width() * kDepth * int64_t(sizeof(T)); }
+  int64_t panel_bytes() const { return k_.panel_size(kDepth) * int64_t(sizeof(T)); }
 
   // One vector multiply-add of full tiles.
   double multiply_ns() {
     const int rows = 2 * k_.tile_rows;
-    const double vectors = 4.0 * double(kDepth / kPair<T>) * rows;
+    const double vectors = 4.0 * double(kDepth * k_.parts / k_.pair) * rows;
     return fastest_ns([&] { multiply(rows, 0, 0); }) / vectors;
   }
 
@@ -124,7 +124,8 @@ class KernelProbe {
   double pack_ns() {
     const int n = k_.lanes;
     const PackTransposed<T> pack{rows_.data(), kDepth, kDepth, 0, n, {n, n, n, n}, weights_.data()};
-    return fastest_ns([&] { k_.pack_transposed(pack); }) / (4.0 * double(kDepth / kPair<T>));
+    return fastest_ns([&] { k_.pack_transposed(pack); }) /
+           (4.0 * double(kDepth * k_.parts / k_.pair));
   }
 
  private:
@@ -139,7 +140,7 @@ class KernelProbe {
     g.rows = rows;
     g.k = kDepth;
     g.a = {rows_.data(), kDepth};
-    g.panel = weights_.data() + panel * width() * kDepth;
+    g.panel = weights_.data() + panel * k_.panel_size(kDepth);
     g.c = {sums_.data() + first_row * width(), width()};
     g.cols = int(width());
     k_.gemm(g);
@@ -194,13 +195,14 @@ void measure_kernels(const Kernels<T>& kernels, CpuMachine* m) {
   m->pack_ns = plausible(probe.pack_ns(), usual.pack_ns);
   m->l2_rate = plausible(probe.rate(m->l2_bytes / 2, 1), usual.l2_rate);
   m->shared_rate = plausible(probe.rate(shared_sample(m->l2_bytes), 1), usual.shared_rate);
+  if (kernels.release != nullptr) kernels.release();
 }
 
 // What a team costs, whatever it computes.
 void measure_teams(CpuMachine* m) {
   const CpuMachine usual;
   const int most = m->threads;
-  KernelProbe<float> probe(kernels<float>(), shared_sample(m->l2_bytes), most);
+  KernelProbe<float> probe(kernels_for<float>(1), shared_sample(m->l2_bytes), most);
   auto by_team = [&](double expected, const auto& measure) {
     const double two = plausible(measure(2), expected);
     return ByTeam{two, most > 2 ? plausible(measure(most), expected) : two, most};
@@ -232,7 +234,7 @@ template <class T>
 CpuMachine measure(const Kernels<T>& kernels, int threads) {
   CpuMachine m = without_kernels(threads);
   m.lanes = kernels.lanes;
-  m.pair = kPair<T>;
+  m.pair = kernels.pair / kernels.parts;
   m.vector_bytes = int(kernels.lanes * sizeof(Acc<T>));
   m.tile_rows = kernels.tile_rows;
   measure_kernels(kernels, &m);

@@ -6,6 +6,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/huge_pages.h"
 #include "cpu/layer.h"
+#include "cpu/precision.h"
 #include "cpu/run.h"
 #include "cpu/running.h"
 #include "cpu/team.h"
@@ -86,7 +87,7 @@ template <class T>
 void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& reverse,
                  const Forward& out) {
   ForwardArgs<T> args{};
-  args.kernels = &kernels<T>();
+  args.kernels = &kernels_here<T>(call.problem.batch);
   args.problem = call.problem;
   args.steps = &call.steps;
   args.x = input_of<T>(t);
@@ -119,7 +120,7 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                   const c10::List<bool>& reverse, const std::vector<at::Tensor>& grads) {
   BackwardArgs<T> args{};
   const LstmProblem& p = call.problem;
-  args.kernels = &kernels<T>();
+  args.kernels = &kernels_here<T>(call.problem.batch);
   args.problem = p;
   args.steps = &call.steps;
   args.x = input_of<T>(t);
@@ -236,6 +237,7 @@ Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const
   const at::ScalarType type = x.scalar_type();
   if (!has_kernels(type)) {
     const at::ScalarType wide = at::kFloat;
+    const ExactProducts exact;
     Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
                              converted(weights, wide), reverse, save);
     return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
@@ -261,6 +263,7 @@ std::vector<at::Tensor> lstm_layer_backward(
   const at::ScalarType type = x.scalar_type();
   if (!has_kernels(type)) {
     const at::ScalarType wide = at::kFloat;
+    const ExactProducts exact;
     std::vector<at::Tensor> grads = lstm_layer_backward(
         converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), x.to(wide),
         batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide), reverse,

@@ -46,8 +46,8 @@ double best_rate(int threads, const F& f) {
 
 template <class T>
 double own_panel_rate(int64_t rows, int64_t depth, int64_t panels, int threads) {
-  const Kernels<T>& k = kernels<T>();
-  const int64_t width = 4 * k.lanes, size = width * padded<T>(depth);
+  const Kernels<T>& k = kernels_for<T>(rows);
+  const int64_t width = 4 * k.lanes, size = k.panel_size(depth);
   const T one = from_acc<T>(Acc<T>(1));
   const std::vector<T> a(rows * depth, one), b(size_t(panels * size) * threads, one);
   std::vector<Acc<T>> c(rows * width * threads);
@@ -63,6 +63,7 @@ double own_panel_rate(int64_t rows, int64_t depth, int64_t panels, int threads) 
       g.ahead = i + 1 < panels ? g.panel + size : nullptr;
       k.gemm(g);
     }
+    if (k.release != nullptr) k.release();
     return 2.0 * rows * width * depth * panels;
   });
   return rate * 1e-9;
@@ -95,7 +96,7 @@ double onednn_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
 }  // namespace
 
 double read_rate(int64_t bytes, int threads) {
-  const Kernels<float>& k = kernels<float>();
+  const Kernels<float>& k = kernels_for<float>(1);
   constexpr int64_t kDepth = 256;
   const int64_t width = 4 * k.lanes, size = width * kDepth;
   const int64_t panels = std::max<int64_t>(1, bytes / int64_t(sizeof(float)) / size / threads);

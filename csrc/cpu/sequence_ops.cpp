@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "cpu/dispatch.h"
+#include "cpu/precision.h"
 #include "cpu/run.h"
 #include "segments.h"
 
@@ -171,6 +172,7 @@ Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
   call.problem.keep_every = save ? keep_every : 0;
   TORCH_CHECK(keep_every >= 0, "fused_lstm: expected keep_every of at least 0, got ", keep_every);
   if (!has_kernels(type)) {
+    const ExactProducts exact;
     Forward out = lstm_sequence(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
                                 converted(weights, wide), reverse, lengths, reset,
                                 converted(reset_h, wide), converted(reset_c, wide), save, 0);
@@ -272,6 +274,7 @@ std::vector<at::Tensor> lstm_sequence_backward(
                                   std::get<3>(again), std::get<4>(again), needs, 0);
   }
   if (!has_kernels(type)) {
+    const ExactProducts exact;
     std::vector<at::Tensor> grads = lstm_sequence_backward(
         converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), grad_c,
         x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide),

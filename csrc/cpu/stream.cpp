@@ -12,6 +12,7 @@
 #include "checks.h"
 #include "dispatch.h"
 #include "gate_panels.h"
+#include "precision.h"
 #include "running.h"
 #include "team.h"
 
@@ -76,7 +77,7 @@ class Stream {
 
   // Whether the panels are not of what they were packed from, or for other kernels.
   bool outdated() const {
-    if (isa_ != current_isa()) return true;
+    if (isa_ != current_isa() || products_ != products_now()) return true;
     size_t i = 0;
     for (const StreamLayer& layer : layers_) {
       for (const at::Tensor& w : layer.given) {
@@ -88,6 +89,7 @@ class Stream {
 
   void pack() {
     isa_ = current_isa();
+    products_ = products_now();
     packed_from_.clear();
     for (StreamLayer& layer : layers_) {
       for (const at::Tensor& w : layer.given) packed_from_.push_back(mark_of(w));
@@ -133,6 +135,15 @@ class Stream {
     return {w.const_data_ptr(), w.is_inference() ? 0 : uint32_t(w._version())};
   }
 
+  // What was converted to float32 is multiplied as it is.
+  Products products_now() const {
+    return has_kernels(given_type_) ? allowed_products() : Products::exact;
+  }
+  template <class T>
+  const Kernels<T>& kernels() const {
+    return kernels_for<T>(h_.size(1), products_);
+  }
+
   // The output of a layer that is not the last: one buffer is read while the other is written.
   at::Tensor between(size_t which, int64_t steps) {
     at::Tensor& buffer = between_[which];
@@ -143,7 +154,7 @@ class Stream {
   }
 
   template <class T>
-  static WeightPanels<T> panels_of(StreamLayer& layer) {
+  WeightPanels<T> panels_of(StreamLayer& layer) const {
     const LstmProblem& p = layer.call.problem;
     const GatePanels<T> panels(p, kernels<T>());
     WeightPanels<T> w{};
@@ -206,6 +217,7 @@ class Stream {
   std::vector<StreamLayer> layers_;
   std::vector<Mark> packed_from_;
   Isa isa_ = Isa::baseline;
+  Products products_ = Products::exact;
   at::Tensor h_, c_, between_[2];
   Memory workspace_;
   std::mutex mutex_;

@@ -28,16 +28,10 @@ class Arena {
   size_t used_ = 0;
 };
 
-// Entries of a panel of depth k: a multiple of what one multiply-add adds.
+// K as far as products read it: a multiple of what one multiply-add adds.
 template <class T>
 int64_t padded(int64_t k) {
   return ceil_div(k, kPair<T>) * kPair<T>;
-}
-
-// Elements of the panels that cover `columns` columns, k deep.
-template <class T>
-int64_t panel_elements(int64_t columns, int64_t width, int64_t k) {
-  return ceil_div(columns, width) * width * padded<T>(k);
 }
 
 inline float to_acc(bfloat16 value) {
