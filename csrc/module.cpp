@@ -1,5 +1,6 @@
 // pybind11: what is not an op. Build facts, plans as dictionaries, and what each device adds.
 #include <ATen/autocast_mode.h>
+#include <c10/core/InferenceMode.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/extension.h>
@@ -74,6 +75,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "autocast_weight",
       [](const at::Tensor& weight, at::ScalarType type) {
+        // What is kept serves later calls too, of which some may record gradients.
+        const c10::InferenceMode inference(false);
+        const at::AutoGradMode recorded(true);
         return at::autocast::cached_cast(type, weight, weight.device().type());
       },
       "A weight in autocast's dtype, by PyTorch's own cache: cast once until the outermost "
