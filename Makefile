@@ -10,7 +10,7 @@ BENCH_ARGS ?= --json build/bench.json
 # With TORCH=2.15.0, `make test` and `make pytest` run in a copy of this folder, with that torch.
 COPY := build/torch-$(TORCH)
 
-.PHONY: bench test build lint format pytest sanitize docs wheel clean
+.PHONY: bench test build lint format pytest sanitize docs numbers wheel clean
 
 bench: build
 	$(BIN)/python -m bench $(BENCH_ARGS)
@@ -59,6 +59,10 @@ sanitize: .venv/.ready
 # The pages of docs/ as HTML in docs/_build; a warning is an error.
 docs: build
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
+# The figures and pictures in README.md, from the runs in bench/results.
+numbers: build
+	$(BIN)/python docs/readme_numbers.py
 
 # Source package, and from it a wheel for the torch and Python of .venv, in dist.
 wheel: .venv/.ready
