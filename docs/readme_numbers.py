@@ -29,13 +29,14 @@ def runs(root: Path = ROOT) -> dict[str, Run]:
 
 
 def machine_of(run: Run) -> str:
-    """Such as "2 cores of an AMD EPYC (family 25, model 17) with AVX-512"."""
+    """Such as "2 cores of an AMD EPYC (family 25, model 17; AVX-512)"."""
     facts = run.environment
     if facts["device"] != "cpu":
         return facts["gpu"]
     _, family, model = (*facts["cpu_kind"].split(), "", "", "")[:3]
     isa = facts["isa"].upper().replace("AVX512", "AVX-512").replace("_", " and ")
-    name = f"{facts['threads']} cores of an {facts['cpu']}"
+    article = "an" if facts["cpu"][0] in "AEIOU" else "a"
+    name = f"{facts['threads']} cores of {article} {facts['cpu']}"
     return f"{name} (family {family}, model {model}; {isa})" if family else f"{name} ({isa})"
 
 
