@@ -23,10 +23,10 @@ State = tuple[Tensor, Tensor]
 
 
 def read_text() -> str:
-    """What the README and the pages say, in characters that all of them use."""
+    """What the README and the pages say, without the lines of their drawings."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    return "".join(c if c.isascii() else "?" for c in text)
+    return "".join(c for c in text if c.isascii())
 
 
 class CharacterModel(nn.Module):

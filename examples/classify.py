@@ -77,8 +77,9 @@ def draw(path: Path, losses: list[float], counts: Tensor) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     left.plot(range(1, len(losses) + 1), losses, marker="o")
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-    right.imshow(counts, cmap="Blues")
+    right.imshow(counts.numpy(), cmap="Blues")
     right.set(xlabel="guessed class", ylabel="true class", title="held-out sequences")
+    right.set(xticks=range(CLASSES), yticks=range(CLASSES))
     for i, j in torch.cartesian_prod(torch.arange(CLASSES), torch.arange(CLASSES)).tolist():
         right.text(j, i, counts[i, j].item(), ha="center", va="center", color="darkorange")
     figure.savefig(path, bbox_inches="tight")

@@ -46,6 +46,7 @@ def python_blocks(path: Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_python_blocks_run(path, extension, capsys):
     """One after the other, in one namespace, as a reader would type them."""
+    torch.set_num_threads(1)
     namespace = given()
     for line, block in python_blocks(path):
         exec(compile("\n" * (line - 1) + block, path, "exec"), namespace)

@@ -103,7 +103,7 @@ def test_from_scratch(run):
 
 
 def test_char_lm(run):
-    output = run("char_lm", "--epochs", "5")
+    output = run("char_lm", "--epochs", "3")
     bits, by_frequency = numbers(output, "held-out bits a character: ")
     assert bits < 0.85 * by_frequency
 
