@@ -24,7 +24,7 @@ test pytest:
 	$(MAKE) -C $(COPY) pytest TORCH=
 else
 # The two runs of the tests keep a core each busy: side by side they take the time of one.
-test: lint build docs
+test: lint build
 	$(MAKE) --jobs 2 --output-sync=target pytest sanitize
 
 pytest: build
