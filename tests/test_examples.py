@@ -131,13 +131,14 @@ def test_distributed(tmp_path):
     assert picture.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(SKIP_RL, reason="sb3-contrib is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_recurrent_ppo(run):
-    output = run("recurrent_ppo", "--steps", "4000")
+    output = run("recurrent_ppo", "--steps", "20000")
     assert numbers(output, "of the parameters after one update: ")[0] < 1e-6
     untrained, trained = numbers(output, "held-out return: ")
-    assert trained > untrained
+    assert trained > 3 * untrained
 
 
 def test_streaming_is_the_same_as_one_call():
