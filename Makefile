@@ -7,14 +7,29 @@ CPP_TESTS := $(shell find tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c
 SANITIZED := build/sanitize
 BENCH_ARGS ?= --json build/bench.json
 
-.PHONY: bench test build lint format pytest sanitize clean
+# With TORCH=2.15.0, `make test` and `make pytest` run in a copy of this folder, with that torch.
+COPY := build/torch-$(TORCH)
+
+.PHONY: bench test build lint format pytest sanitize docs numbers wheel clean
 
 bench: build
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
+ifdef TORCH
+test pytest:
+	mkdir -p $(COPY)
+	tar -c --exclude=./build --exclude=./dist --exclude=./.git --exclude='./.venv*' \
+	    --exclude='*.so' . | tar -x -C $(COPY)
+	sed -i 's/^torch==.*/torch==$(TORCH)/' $(COPY)/requirements-dev.txt
+	$(MAKE) -C $(COPY) pytest TORCH=
+else
 # The two runs of the tests keep a core each busy: side by side they take the time of one.
 test: lint build
 	$(MAKE) --jobs 2 --output-sync=target pytest sanitize
+
+pytest: build
+	$(BIN)/python -m pytest
+endif
 
 build: build/.extension
 
@@ -27,9 +42,6 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP) $(CPP_TESTS)
-
-pytest: build
-	$(BIN)/python -m pytest
 
 # The core tests again, with the C++ code compiled with -fsanitize=address,undefined. They run from
 # the folder of that build, so that Python imports it and not the one in this folder. The sanitizer's
@@ -44,8 +56,20 @@ sanitize: .venv/.ready
 	    $(CURDIR)/$(BIN)/python -m pytest -m core -c $(CURDIR)/pyproject.toml -p no:cacheprovider \
 	    $(CURDIR)/tests
 
+# The pages of docs/ as HTML in docs/_build; a warning is an error.
+docs: build
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
+# The figures and pictures in README.md, from the runs in bench/results.
+numbers: build
+	$(BIN)/python docs/readme_numbers.py
+
+# Source package, and from it a wheel for the torch and Python of .venv, in dist.
+wheel: .venv/.ready
+	$(BIN)/python -m build --no-isolation
+
 clean:
-	rm -rf build dist *.egg-info fused_lstm/_C*.so
+	rm -rf build dist docs/_build *.egg-info fused_lstm/_C*.so
 
 .venv/.ready: requirements-dev.txt
 	$(PYTHON) -m venv .venv

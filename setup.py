@@ -305,6 +305,8 @@ def build_extension() -> dict:
     return {
         "ext_modules": [extension],
         "cmdclass": {"build_ext": BuildExtension},
+        # A wheel runs with the release it was compiled against; pip then says so of any other.
+        "install_requires": ["torch=={}.{}.*".format(*version_of(torch.__version__))],
     }
 
 

@@ -12,7 +12,7 @@ from fused_lstm.module import LSTM
 from fused_lstm.replace import replace_lstm, restore_lstm
 from fused_lstm.streaming import Stream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LSTM",

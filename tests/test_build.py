@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import fused_lstm
 from fused_lstm import _ops
 
 ROOT = Path(__file__).parent.parent
@@ -243,7 +246,16 @@ def test_source_package_can_be_built(tmp_path):
     wanted = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/**/*") if p.is_file()}
     wanted |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fused_lstm/*.py")}
     wanted |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("bench/*.py")}
+    wanted |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("tests/*.py")}
+    wanted |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("examples/*.py")}
     wanted |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "fused_lstm/py.typed"}
+    wanted |= {
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "Makefile",
+        "requirements-dev.txt",
+    }
     assert wanted <= names
     assert not [name for name in names if name.endswith(".so")]
 
@@ -257,20 +269,51 @@ def test_sanitizers_see_the_extension():
     assert b"__ubsan_handle" in names
 
 
-@pytest.mark.slow
-def test_wheel_runs_outside_the_checkout(tmp_path):
-    """`pip install --no-build-isolation .`, into a folder of its own."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(tmp_path), str(ROOT)], check=True, timeout=900)
-    assert list((tmp_path / "fused_lstm").glob("_C*.so"))
-    assert (tmp_path / "fused_lstm" / "py.typed").exists()
-    report = subprocess.run(
-        [sys.executable, "-m", "fused_lstm"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+def test_one_version_is_told_everywhere():
+    version = fused_lstm.__version__
+    (cited,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    logged = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert cited == version
+    assert logged[0] == version
+
+
+def run_installed(folder, *arguments):
+    """Python with what is installed in a folder, started there: the checkout is not on its path."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
-    assert report.returncode == 0, report.stdout + report.stderr
-    assert "self-test        cpu float32: passed" in report.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_packages_install_and_pass_tests_without_the_checkout(tmp_path):
+    """A source package, a wheel made of it, installed by pip, tested with the tests that it has."""
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True, timeout=900)
+    (source,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
+        (metadata,) = [opened.read(n).decode() for n in names if n.endswith("METADATA")]
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"fused_lstm"}
+    assert not [name for name in names if name.endswith((".cpp", ".h", ".cu", ".json", ".png"))]
+    release = ".".join(torch.__version__.split(".")[:2])
+    assert f"Requires-Dist: torch=={release}.*" in metadata
+
+    there = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(there), str(wheel)], check=True, timeout=300)
+    assert list((there / "fused_lstm").glob("_C*.so"))
+    assert (there / "fused_lstm" / "py.typed").exists()
+    assert "self-test        cpu float32: passed" in run_installed(there, "-m", "fused_lstm")
+
+    with tarfile.open(source) as opened:
+        opened.extractall(tmp_path, filter="data")
+    tests = tmp_path / source.name.removesuffix(".tar.gz") / "tests"
+    quick = [str(tests / f"test_{name}.py") for name in ("layer_values", "cell", "replace")]
+    run_installed(there, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *quick)

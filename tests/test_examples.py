@@ -1,23 +1,52 @@
-"""The programs in examples/ run as their headers say, and do what they promise."""
+"""The programs in examples/ learn what their headers say, and draw it."""
 
+from __future__ import annotations
+
+import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
+SKIP_RL = importlib.util.find_spec("sb3_contrib") is None
 
 
-def run_example(name, *arguments):
-    """What the program prints."""
-    command = [sys.executable, "-W", "ignore::UserWarning", f"examples/{name}.py", *arguments]
+def numbers(output: str, label: str) -> list[float]:
+    """Those in the line that has the label, behind it."""
+    (line,) = [line for line in output.splitlines() if label in line]
+    return [float(n) for n in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", line.split(label)[1])]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs a program on one thread, in this process; returns what it prints."""
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib").use("Agg")
+
+    def run_example(name: str, *arguments: str) -> str:
+        picture = tmp_path / "picture.png"
+        path = ROOT / "examples" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [path.name, *arguments, "--picture", str(picture)])
+        torch.set_num_threads(1)
+        runpy.run_path(str(path), run_name="__main__")
+        assert picture.stat().st_size > 5_000
+        return capsys.readouterr().out
+
+    return run_example
+
+
+def in_a_process(command: list[str], name: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        command,
+        [*command, f"examples/{name}.py", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -26,33 +55,98 @@ def run_example(name, *arguments):
     return result.stdout
 
 
-def largest_difference(output):
-    return float(re.search(r"largest difference .*: (\S+)$", output, re.MULTILINE).group(1))
-
-
 def test_every_example_is_run_here():
     source = Path(__file__).read_text()
     for path in (ROOT / "examples").glob("*.py"):
         assert f'"{path.stem}"' in source
 
 
-def test_predict_wave_learns():
-    output = run_example("predict_wave", "--steps", "80")
-    before, after = map(float, re.search(r"^loss (\S+) -> (\S+) ", output, re.MULTILINE).groups())
-    assert after < 0.2 * before
+def test_every_example_is_listed():
+    text = (ROOT / "examples" / "README.md").read_text()
+    listed = re.findall(r"^\| \[(\w+)\.py\]", text, re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
-def test_replace_in_model_keeps_the_outputs():
-    output = run_example("replace_in_model")
-    assert largest_difference(output) < 1e-5
-    assert output.rstrip().endswith("LSTM(64, 96, num_layers=2, bidirectional=True)")
+def test_classify(run):
+    (accuracy, guessing) = numbers(run("classify", "--epochs", "5"), "held-out accuracy: ")
+    assert accuracy > 0.85 > 2 * guessing
 
 
-@pytest.mark.parametrize("frames", [50])
-def test_streaming_is_the_same_as_one_call(frames):
-    assert largest_difference(run_example("streaming", "--frames", str(frames))) < 1e-6
+def test_regression(run):
+    output = run("regression", "--steps", "200")
+    assert numbers(output, "held-out R^2: ")[0] > 0.8
+    damping, true = numbers(output, "a new sequence: ")
+    assert abs(damping - true) < 0.03
+
+
+def test_weather(run):
+    output = run("weather", "--epochs", "20")
+    error, naive = numbers(output, "held-out mean error: ")
+    assert error < 0.99 * naive
+    guess, true = numbers(output, "day six ")
+    assert abs(guess - true) < 1
+
+
+def test_sentiment(run):
+    output = run("sentiment", "--epochs", "3")
+    for name in ("complaint", "praise"):
+        precision, recall = numbers(output, f"{name}: precision")
+        assert precision > 0.95
+        assert recall > 0.95
+    assert 'the story felt dull": complaint' in output
+
+
+def test_from_scratch(run):
+    output = run("from_scratch", "--steps", "120")
+    assert numbers(output, "largest difference of outputs and gradients: ")[0] < 1e-5
+    assert numbers(output, "held-out accuracy: ")[0] > 0.9
+
+
+def test_char_lm(run):
+    output = run("char_lm", "--epochs", "3")
+    bits, by_frequency = numbers(output, "held-out bits a character: ")
+    assert bits < 0.85 * by_frequency
+
+
+def test_switch(run):
+    output = run("switch", "--steps", "20")
+    assert numbers(output, "before and after the swap: ")[0] < 1e-4
+    assert numbers(output, "held-out accuracy: ")[0] > 0.95
+    assert "times faster" in output
+
+
+@pytest.mark.slow
+def test_distributed(tmp_path):
+    pytest.importorskip("matplotlib")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    picture = tmp_path / "picture.png"
+    output = in_a_process(
+        [*torchrun, "--nproc-per-node", "2"],
+        "distributed",
+        *["--steps", "100", "--picture", str(picture)],
+    )
+    assert numbers(output, "2 processes, parameters differ by ") == [0.0]
+    error, always_the_mean = numbers(output, "held-out squared error: ")
+    assert error < 0.2 * always_the_mean
+    assert picture.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SKIP_RL, reason="sb3-contrib is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_recurrent_ppo(run):
+    output = run("recurrent_ppo", "--steps", "20000")
+    assert numbers(output, "of the parameters after one update: ")[0] < 1e-6
+    untrained, trained = numbers(output, "held-out return: ")
+    assert trained > 3 * untrained
+
+
+def test_streaming_is_the_same_as_one_call():
+    output = in_a_process([sys.executable], "streaming", "--frames", "50")
+    assert numbers(output, "largest difference from one call over all frames: ")[0] < 1e-6
 
 
 @pytest.mark.slow
 def test_aot_inductor_computes_in_cpp_what_python_does(extension):
-    assert largest_difference(run_example("aot_inductor")) < 1e-6
+    output = in_a_process([sys.executable, "-W", "ignore"], "aot_inductor")
+    assert numbers(output, "largest difference between Python and C++: ")[0] < 1e-6

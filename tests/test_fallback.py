@@ -48,6 +48,33 @@ def test_strict_makes_it_an_error():
     assert "RuntimeError: fused_lstm runs on its plain PyTorch fallback" in result.stderr
 
 
+def test_an_extension_of_another_torch_is_not_used(extension):
+    code = "import torch\ntorch.__version__ = '2.99.1+cpu'\n" + CALL
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "FusedLSTMWarning" in line]
+    assert f"built for torch {torch.__version__} and torch 2.99.1+cpu is running" in line
+    assert "pip install --no-build-isolation ." in line
+    assert run_python(code, FUSED_LSTM_STRICT="1").returncode != 0
+
+
+def test_an_extension_that_does_not_load_says_so_in_one_line():
+    """As another torch's does: a name that it wants is not there."""
+    finder = """
+import importlib.abc, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "fused_lstm._C":
+            raise ImportError("_C.so: undefined symbol: _ZN2at4mathE\\nand more", name=name)
+sys.meta_path.insert(0, Finder())
+"""
+    result = run_python(finder + CALL)
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "FusedLSTMWarning" in line]
+    assert f"does not load under torch {torch.__version__} (_C.so: undefined symbol" in line
+    assert "build it again" in line
+
+
 @pytest.mark.parametrize("strict", ["0", "1"])
 def test_disable_asks_for_it_and_is_not_warned(strict):
     result = run_python(CALL, FUSED_LSTM_DISABLE="1", FUSED_LSTM_STRICT=strict)

@@ -1,0 +1,152 @@
+"""README and docs: every block of Python runs, every link leads somewhere, figures are measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+
+
+class Model(nn.Module):
+    """What pages call `model`."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(128, 16, batch_first=True)
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+def given() -> dict[str, object]:
+    """What a page may take for granted."""
+    return {"torch": torch, "nn": nn, "model": Model(), "x": torch.randn(4, 7, 128)}
+
+
+def python_blocks(path: Path) -> list[tuple[int, str]]:
+    """Line and text of each."""
+    text = path.read_text()
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text[: match.start()].count("\n") + 2, match[1]) for match in found]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_python_blocks_run(path, extension, capsys):
+    """One after the other, in one namespace, as a reader would type them."""
+    torch.set_num_threads(1)
+    namespace = given()
+    for line, block in python_blocks(path):
+        exec(compile("\n" * (line - 1) + block, path, "exec"), namespace)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_python_blocks_are_formatted(path):
+    ruff = [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "88", "-"]
+    for line, block in python_blocks(path):
+        result = subprocess.run(ruff, input=block, capture_output=True, text=True)
+        assert result.returncode == 0, f"line {line}: {result.stdout}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(([^)#]+)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
+    for link in links:
+        if not re.match(r"https?://", link):
+            assert (path.parent / link).exists(), link
+
+
+def test_commands_of_make_are_there():
+    targets = set(re.findall(r"^([a-z ]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = {name for line in targets for name in line.split()}
+    for path in PAGES:
+        named = re.findall(r"(?:`|^)make ([a-z]+)", path.read_text(), re.MULTILINE)
+        assert set(named) <= targets, path.name
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    files = [ROOT / "setup.py", *ROOT.glob("fused_lstm/*.py"), *ROOT.glob("csrc/**/*.[ch]*")]
+    source = "\n".join(path.read_text() for path in files)
+    source = re.sub(r'"\s*f?"', "", source)  # literals that the compiler joins
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    headings = re.findall(r"^### (.+)$", page, re.MULTILINE)
+    assert len(headings) > 20
+    for message in (m for heading in headings for m in re.findall("`(.+?)`", heading)):
+        for part in message.split("..."):
+            assert part.strip(" :'") in source, message
+
+
+# Figures
+
+
+@pytest.fixture(scope="module")
+def readme_numbers():
+    pytest.importorskip("rich")
+    path = ROOT / "docs" / "readme_numbers.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_has_the_figures_of_the_committed_runs(readme_numbers):
+    readme = (ROOT / "README.md").read_text()
+    assert readme_numbers.updated(readme) == readme, "run `make numbers`"
+
+
+def test_figures_are_those_of_a_run(readme_numbers, tmp_path):
+    import bench_fakes
+
+    from bench import results
+
+    folder = tmp_path / "bench" / "results"
+    run = bench_fakes.full_run()
+    results.save(folder / "some.json", results.to_json(run))
+    (folder / "some-faster-light.png").touch()
+    empty = "".join(
+        f"<!-- {name}: x --><!-- end of {name} -->\n" for name in ("summary", "numbers")
+    )
+    text = readme_numbers.updated(empty, tmp_path)
+    assert "on 2 cores of a Some Processor 9000 (family 6, model 143; AVX-512)" in " ".join(
+        text.split()
+    )
+    assert "some-faster-dark.png" in text
+    assert "some-grid" not in text  # there is no such picture
+    assert re.search(
+        r"^\| float16 \| 1 \| 1\.25 \| 1\.25 \| 2\.50 \| 2\.50 \|$", text, re.MULTILINE
+    )
+    assert "1.50 in inference, 1.50 in training" in text
+    assert "by `python -m bench`" in " ".join(text.split())
+    with pytest.raises(ValueError, match="0 blocks named summary"):
+        readme_numbers.updated("", tmp_path)
+
+
+@pytest.mark.slow
+def test_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "docs"]
+    result = subprocess.run(
+        [*command, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    api = (tmp_path / "api.html").read_text()
+    for name in ("LSTM", "LSTMCell", "lstm", "replace_lstm", "restore_lstm", "explain", "profile"):
+        assert f'id="fused_lstm.{name}"' in api

@@ -1,0 +1,208 @@
+"""The README's table of what runs in a kernel: every cell is tried."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+
+import fused_lstm
+from fused_lstm import _ops
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+OURS = re.compile(r"fused_lstm::lstm")
+# What an LSTM that is not a kernel has to call: PyTorch's own, or its nonlinearities.
+THEIRS = re.compile(r"aten::(_thnn_fused_)?(lstm|sigmoid|tanh|mkldnn_rnn|miopen_rnn|_cudnn_rnn)")
+FEATURES: dict[str, Callable[[torch.dtype, str], object]] = {}
+
+
+def feature(name: str):
+    """Registers a function that uses a row's feature, so that its calls can be watched."""
+
+    def register(function):
+        FEATURES[name] = function
+        return function
+
+    return register
+
+
+def layer(dtype, device, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that complex modules are new
+        return fused_lstm.LSTM(3, 4, **options).to(device, dtype)
+
+
+def inputs(dtype, device, *shape):
+    return torch.randn(*(shape or (5, 2, 3)), dtype=dtype, device=device)
+
+
+def size(*tensors: Tensor) -> Tensor:
+    """One real number that depends on all of them."""
+    return sum((t * t.conj()).real.sum() for t in tensors)
+
+
+@feature("layers, directions, states, unbatched input")
+@torch.no_grad()
+def options(dtype, device):
+    lstm = layer(dtype, device, num_layers=2, bidirectional=True)
+    state = inputs(dtype, device, 4, 2, 4)
+    lstm(inputs(dtype, device), (state, state))
+    lstm(inputs(dtype, device, 5, 3))
+
+
+@feature("`proj_size`")
+@torch.no_grad()
+def projection(dtype, device):
+    layer(dtype, device, proj_size=2)(inputs(dtype, device))
+
+
+@feature("packed input")
+@torch.no_grad()
+def packed(dtype, device):
+    sequences = [inputs(dtype, device, n, 3) for n in (2, 5)]
+    layer(dtype, device)(pack_sequence(sequences, enforce_sorted=False))
+
+
+@feature("`LSTMCell`")
+@torch.no_grad()
+def cell(dtype, device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cell = fused_lstm.LSTMCell(3, 4).to(device, dtype)
+    cell(inputs(dtype, device, 2, 3))
+
+
+@feature("training: every gradient")
+def training(dtype, device):
+    lstm, x = layer(dtype, device), inputs(dtype, device).requires_grad_()
+    size(lstm(x)[0]).backward()
+    assert all(t.grad is not None for t in (x, *lstm.parameters()))
+
+
+@feature("backward in eval mode")
+def eval_mode(dtype, device):
+    size(layer(dtype, device).eval()(inputs(dtype, device))[0]).backward()
+
+
+@feature("autocast to bfloat16")
+def under_autocast(dtype, device):
+    with torch.autocast(device, torch.bfloat16):
+        y, _ = layer(dtype, device)(inputs(dtype, device))
+    size(y).backward()
+
+
+@feature("`vmap` over inputs")
+@torch.no_grad()
+def mapped(dtype, device):
+    lstm = layer(dtype, device)
+    torch.func.vmap(lambda x: lstm(x)[0])(inputs(dtype, device, 3, 5, 2, 3))
+
+
+@feature("`vmap` of `grad`: per-sample gradients")
+def per_sample(dtype, device):
+    lstm = layer(dtype, device)
+
+    def loss(parameters, x):
+        return size(torch.func.functional_call(lstm, parameters, (x,))[0])
+
+    gradient = torch.func.grad(loss)
+    torch.func.vmap(gradient, (None, 0))(
+        dict(lstm.named_parameters()), inputs(dtype, device, 3, 5, 2, 3)
+    )
+
+
+@feature("second derivatives")
+def second_derivatives(dtype, device):
+    lstm, x = layer(dtype, device), inputs(dtype, device).requires_grad_()
+    (dx,) = torch.autograd.grad(size(lstm(x)[0]), x, create_graph=True)
+    size(dx).backward()
+
+
+@feature("forward-mode derivatives")
+def forward_mode(dtype, device):
+    lstm, x = layer(dtype, device), inputs(dtype, device)
+    torch.func.jvp(lambda x: lstm(x)[0], (x,), (x,))
+
+
+@feature("`torch.compile`, without a graph break")
+def compiled(dtype, device):
+    torch._dynamo.reset()
+    lstm = layer(dtype, device)
+    size(torch.compile(lstm, backend="aot_eager", fullgraph=True)(inputs(dtype, device))[0])
+
+
+@feature("`torch.export`")
+@torch.no_grad()
+def exported(dtype, device):
+    x = inputs(dtype, device)
+    torch.export.export(layer(dtype, device), (x,)).module()(x)
+
+
+@feature("`torch.jit.trace`")
+@torch.no_grad()
+def traced(dtype, device):
+    x = inputs(dtype, device)
+    torch.jit.trace(layer(dtype, device), (x,), check_trace=False)(x)
+
+
+@feature("`torch.jit.script`")
+def scripted(dtype, device):
+    torch.jit.script(layer(dtype, device))
+
+
+def table() -> list[tuple[str, str, str]]:
+    """Feature, dtype and what the README says of them."""
+    section = README.split("## What runs in a kernel?")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    header, _, *rows = rows
+    return [
+        (row[0], dtype, said)
+        for row in rows
+        for dtype, said in zip(header[1:], row[1:], strict=True)
+    ]
+
+
+def what_runs(use: Callable, dtype: torch.dtype, device: str) -> str:
+    """ "kernel", "PyTorch" or "error", by the operations that are called."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with warnings.catch_warnings(), torch.profiler.profile(activities=activities) as profile:
+        warnings.simplefilter("ignore")
+        try:
+            use(dtype, device)
+        except Exception:
+            return "error"
+    names = {event.key for event in profile.key_averages()}
+    if any(THEIRS.match(name) for name in names):
+        return "PyTorch"
+    assert any(OURS.match(name) for name in names)
+    return "kernel"
+
+
+def test_every_row_is_tried():
+    assert [row for row, dtype, _ in table() if dtype == "float32"] == list(FEATURES)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", FEATURES)
+def test_the_table_is_true(extension, device, monkeypatch, row):
+    monkeypatch.setattr(_ops, "_warned", set())
+    said = {dtype: cell for name, dtype, cell in table() if name == row}
+    found = {dtype: what_runs(FEATURES[row], getattr(torch, dtype), device) for dtype in said}
+    assert found == said
+
+
+def test_the_switches_are_all_there():
+    """Every variable that the code reads has a row in the README's table, and no other has."""
+    root = Path(__file__).parent.parent
+    files = [root / "setup.py", *root.glob("fused_lstm/*.py"), *root.glob("csrc/**/*.[ch]*")]
+    text = "".join(path.read_text() for path in files)
+    quoted = set(re.findall(r'["`( ](FUSED_LSTM_[A-Z_]+)["`=)]', text))
+    read = {name for name in quoted if re.search(rf'(getenv|get|switch|on)\("{name}"', text)}
+    documented = set(re.findall(r"^\| `(FUSED_LSTM_[A-Z_]+)", README, re.MULTILINE))
+    assert documented == read
