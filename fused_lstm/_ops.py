@@ -144,3 +144,6 @@ if extension is not None:
     lstm_cell = torch.ops.fused_lstm.lstm_cell.default
     lstm_layer = torch.ops.fused_lstm.lstm_layer.default
     lstm_layer_backward = torch.ops.fused_lstm.lstm_layer_backward.default
+    lstm_layer_backward_gates = torch.ops.fused_lstm._lstm_layer_backward_gates.default
+    lstm_ensemble = torch.ops.fused_lstm._lstm_ensemble.default
+    lstm_ensemble_backward = torch.ops.fused_lstm._lstm_ensemble_backward.default

@@ -3,18 +3,14 @@
 #include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
-#include <tuple>
-
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer.h"
+#include "cpu/run.h"
 #include "cpu/running.h"
 #include "cpu/team.h"
 
 namespace fused_lstm::cpu {
 namespace {
-
-using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // The tensors of a call as the kernels read them: dense where they must be, alive while they run.
 struct Dense {
@@ -22,19 +18,14 @@ struct Dense {
   std::vector<at::Tensor> weights;
 };
 
-at::Tensor dense(const OptionalTensor& tensor) {
-  return is_given(tensor) ? tensor->contiguous() : at::Tensor();
-}
-
-Dense make_dense(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
-                 at::TensorList weights) {
+Dense make_dense(const Arguments& a) {
   Dense t;
-  const bool rows_are_dense = x.size(-1) <= 1 || x.stride(-1) == 1;
-  t.x = rows_are_dense ? x : x.contiguous();
-  t.h0 = dense(h0);
-  t.c0 = dense(c0);
-  t.weights.reserve(weights.size());
-  for (const at::Tensor& w : weights) t.weights.push_back(w.contiguous());
+  const bool rows_are_dense = a.x.size(-1) <= 1 || a.x.stride(-1) == 1;
+  t.x = rows_are_dense ? a.x : a.x.contiguous();
+  t.h0 = dense(a.h0);
+  t.c0 = dense(a.c0);
+  t.weights.reserve(a.weights.size());
+  for (const at::Tensor& w : a.weights) t.weights.push_back(w.contiguous());
   return t;
 }
 
@@ -113,66 +104,6 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   last_plans().ran_forward = true;
 }
 
-Forward allocate(const LayerCall& call, const at::Tensor& x) {
-  const LstmProblem& p = call.problem;
-  const auto options = x.options();
-  const auto state = options.dtype(state_type(x.scalar_type()));
-  std::vector<int64_t> y_shape = x.sizes().vec();
-  y_shape.back() = p.directions * p.output_size();
-  return {at::empty(y_shape, options), at::empty({p.directions, p.batch, p.output_size()}, options),
-          at::empty({p.directions, p.batch, p.hidden_size}, options),
-          p.save ? at::empty({p.directions, p.rows, 4 * p.hidden_size}, options)
-                 : at::empty({0}, options),
-          p.save ? at::empty({p.directions, p.rows, p.hidden_size}, state) : at::empty({0}, state)};
-}
-
-void copy_state(const at::Tensor& to, const OptionalTensor& from) {
-  if (is_given(from)) {
-    to.copy_(*from);
-  } else {
-    to.zero_();
-  }
-}
-
-std::vector<at::Tensor> converted(at::TensorList tensors, at::ScalarType type) {
-  std::vector<at::Tensor> result;
-  result.reserve(tensors.size());
-  for (const at::Tensor& tensor : tensors) result.push_back(tensor.to(type));
-  return result;
-}
-
-OptionalTensor converted(const OptionalTensor& tensor, at::ScalarType type) {
-  return is_given(tensor) ? OptionalTensor(tensor->to(type)) : std::nullopt;
-}
-
-Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                   const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
-                   bool save) {
-  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
-  const at::ScalarType type = x.scalar_type();
-  if (!has_kernels(type)) {
-    const at::ScalarType wide = at::kFloat;
-    Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
-                             converted(weights, wide), reverse, save);
-    return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
-            std::get<3>(out).to(type), std::get<4>(out)};
-  }
-  const Forward out = allocate(call, x);
-  if (call.problem.rows == 0) {
-    copy_state(std::get<1>(out), h0);
-    copy_state(std::get<2>(out), c0);
-    return out;
-  }
-  const Dense t = make_dense(x, h0, c0, weights);
-  with_type(type, [&](auto tag) { run_forward<decltype(tag)>(call, t, reverse, out); });
-  return out;
-}
-
-// The tensors of the backward op that the forward op does not have.
-struct Saved {
-  at::Tensor grad_y, grad_h_n, grad_c_n, y, gates, c;
-};
-
 template <class T>
 void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                   const c10::List<bool>& reverse, const std::vector<at::Tensor>& grads) {
@@ -201,6 +132,7 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                      p.bias ? mutable_data<T>(g[3]) : nullptr,
                      call.projected() ? mutable_data<T>(g[call.per_direction - 1]) : nullptr};
   }
+  if (grads.size() > 3 + t.weights.size()) args.dgates = mutable_data<T>(grads.back());
   last_plans().backward = plan_and_run<T>(
       *args.kernels,
       [&](const CpuMachine& m, const PlanRequest& request) {
@@ -209,6 +141,50 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
       [&](const CpuPlan& plan) { return backward_workspace(args, plan); },
       [&](const CpuPlan& plan, void* space) { return backward(args, plan, space); });
   last_plans().ran_backward = true;
+}
+
+}  // namespace
+
+void set_state(const at::Tensor& to, const OptionalTensor& from) {
+  if (is_given(from)) {
+    to.copy_(*from);
+  } else {
+    to.zero_();
+  }
+}
+
+at::Tensor dense(const OptionalTensor& tensor) {
+  return is_given(tensor) ? tensor->contiguous() : at::Tensor();
+}
+
+std::vector<at::Tensor> converted(at::TensorList tensors, at::ScalarType type) {
+  std::vector<at::Tensor> result;
+  result.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.to(type));
+  return result;
+}
+
+OptionalTensor converted(const OptionalTensor& tensor, at::ScalarType type) {
+  return is_given(tensor) ? OptionalTensor(tensor->to(type)) : std::nullopt;
+}
+
+Forward allocate(const LayerCall& call, const at::Tensor& x) {
+  const LstmProblem& p = call.problem;
+  const auto options = x.options();
+  const auto state = options.dtype(state_type(x.scalar_type()));
+  std::vector<int64_t> y_shape = x.sizes().vec();
+  y_shape.back() = p.directions * p.output_size();
+  return {at::empty(y_shape, options), at::empty({p.directions, p.batch, p.output_size()}, options),
+          at::empty({p.directions, p.batch, p.hidden_size}, options),
+          p.save ? at::empty({p.directions, p.rows, 4 * p.hidden_size}, options)
+                 : at::empty({0}, options),
+          p.save ? at::empty({p.directions, p.rows, p.hidden_size}, state) : at::empty({0}, state)};
+}
+
+void compute(const LayerCall& call, const Arguments& arguments, const Forward& out) {
+  const Dense t = make_dense(arguments);
+  with_type(arguments.x.scalar_type(),
+            [&](auto tag) { run_forward<decltype(tag)>(call, t, arguments.reverse, out); });
 }
 
 std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tensor& x,
@@ -228,6 +204,40 @@ std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tens
   return grads;
 }
 
+void compute_gradients(const LayerCall& call, const Arguments& arguments, const Saved& saved,
+                       const std::vector<at::Tensor>& grads) {
+  const Dense t = make_dense(arguments);
+  with_type(arguments.x.scalar_type(), [&](auto tag) {
+    run_backward<decltype(tag)>(call, t, saved, arguments.reverse, grads);
+  });
+}
+
+namespace {
+
+Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                   const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
+                   bool save) {
+  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
+  const at::ScalarType type = x.scalar_type();
+  if (!has_kernels(type)) {
+    const at::ScalarType wide = at::kFloat;
+    Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
+                             converted(weights, wide), reverse, save);
+    return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
+            std::get<3>(out).to(type), std::get<4>(out)};
+  }
+  const Forward out = allocate(call, x);
+  if (call.problem.rows == 0) {
+    set_state(std::get<1>(out), h0);
+    set_state(std::get<2>(out), c0);
+    return out;
+  }
+  compute(call, {x, h0, c0, weights, reverse}, out);
+  return out;
+}
+
+// With kGatesToo the gradients of the pre-activations [D, N, 4H] come behind the others.
+template <bool kGatesToo>
 std::vector<at::Tensor> lstm_layer_backward(
     const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
     const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
@@ -238,23 +248,27 @@ std::vector<at::Tensor> lstm_layer_backward(
   const at::ScalarType type = x.scalar_type();
   if (!has_kernels(type)) {
     const at::ScalarType wide = at::kFloat;
-    std::vector<at::Tensor> grads = lstm_layer_backward(
+    std::vector<at::Tensor> grads = lstm_layer_backward<kGatesToo>(
         converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), x.to(wide),
         batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide), reverse,
         y.to(wide), gates.to(wide), c, needs);
     return converted(grads, type);
   }
-  const std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, needs);
+  std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, needs);
+  if (kGatesToo) {
+    const LstmProblem& p = call.problem;
+    grads.push_back(at::empty({p.directions, p.rows, 4 * p.hidden_size}, x.options()));
+  }
   if (call.problem.rows == 0) {
     for (const at::Tensor& grad : grads) grad.zero_();
     if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
     if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
     return grads;
   }
-  const Dense t = make_dense(x, h0, c0, weights);
-  const Saved s{dense(grad_y),  dense(grad_h_n),    dense(grad_c_n),
-                y.contiguous(), gates.contiguous(), c.contiguous()};
-  with_type(type, [&](auto tag) { run_backward<decltype(tag)>(call, t, s, reverse, grads); });
+  compute_gradients(call, {x, h0, c0, weights, reverse},
+                    {dense(grad_y), dense(grad_h_n), dense(grad_c_n), y.contiguous(),
+                     gates.contiguous(), c.contiguous()},
+                    grads);
   return grads;
 }
 
@@ -263,5 +277,6 @@ std::vector<at::Tensor> lstm_layer_backward(
 
 TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) {
   m.impl("lstm_layer", TORCH_FN(fused_lstm::cpu::lstm_layer));
-  m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::cpu::lstm_layer_backward));
+  m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::cpu::lstm_layer_backward<false>));
+  m.impl("_lstm_layer_backward_gates", TORCH_FN(fused_lstm::cpu::lstm_layer_backward<true>));
 }
