@@ -62,9 +62,11 @@ def disabled() -> bool:
 def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Why the fused op cannot run for this device and dtype; None where it can."""
     key = (device, dtype)
-    if key not in _reasons:
+    try:
+        return _reasons[key]
+    except KeyError:
         _reasons[key] = _find_reason(torch.device(device).type, dtype)
-    return _reasons[key]
+        return _reasons[key]
 
 
 def _find_reason(device_type: str, dtype: torch.dtype) -> str | None:
