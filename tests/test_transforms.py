@@ -354,6 +354,25 @@ def test_an_ensemble_is_its_members_bit_for_bit(extension, count, dtype, steps):
         assert all(torch.equal(t[k], one) for t, one in zip(back, alone, strict=True))
 
 
+def test_shapes_without_values_of_an_ensemble(extension):
+    """What tracing asks of the ops that the rules for vmap call."""
+    problem = Problem(packed=True, D=2, P=2)
+    x, h0, c0, *weights = (torch.stack([t, t]) for t in problem.arguments())
+    forward = (x, problem.batch_sizes, h0, c0, weights, [False, True])
+    y, _, c_n, gates, c = torch.ops.fused_lstm._lstm_ensemble(*forward, True)
+    needs = [True, False, True, *[True, False] * (len(weights) // 2)]
+    backward = (y, None, c_n, *forward, y, gates, c, needs)
+    one = [t[0] if isinstance(t, Tensor) and t is not problem.batch_sizes else t for t in backward]
+    one[7] = [w[0] for w in weights]
+    for op, args in (
+        ("_lstm_ensemble", (*forward, True)),
+        ("_lstm_ensemble", (*forward, False)),
+        ("_lstm_ensemble_backward", backward),
+        ("_lstm_layer_backward_gates", tuple(one)),
+    ):
+        torch.library.opcheck(getattr(torch.ops.fused_lstm, op).default, args)
+
+
 def test_an_ensemble_refuses_what_does_not_fit(extension):
     problem = Problem()
     x, h0, c0, *weights = (torch.stack([t, t]) for t in problem.arguments())
