@@ -1,32 +1,19 @@
 // The ops: their schemas, and how a call comes to its derivative. Each device registers its own
 // kernels: csrc/cpu/ops.cpp and csrc/cuda/layer/register.cpp.
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
 #include "checks.h"
+#include "ops.h"
 
 namespace fused_lstm {
 namespace {
 
 using at::Tensor;
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using ForwardOp = Forward(const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                          const OptionalTensor&, at::TensorList, c10::List<bool>, bool);
-using BackwardOp = std::vector<Tensor>(const OptionalTensor&, const OptionalTensor&,
-                                       const OptionalTensor&, const Tensor&, const OptionalTensor&,
-                                       const OptionalTensor&, const OptionalTensor&, at::TensorList,
-                                       c10::List<bool>, const Tensor&, const Tensor&, const Tensor&,
-                                       c10::List<bool>);
 using Program = std::tuple<Tensor, Tensor, Tensor>;
 using ProgramOp = Program(const Tensor&, const OptionalTensor&, const OptionalTensor&,
                           const OptionalTensor&, at::TensorList, at::IntArrayRef);
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // Whether a derivative with respect to the argument is being recorded.
 bool is_recorded(const Tensor& tensor) {
@@ -52,8 +39,8 @@ Forward forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
                          const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                          const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
                          bool save) {
-  static const auto op = find<ForwardOp>("fused_lstm::lstm_layer");
-  static const auto recorded = find<ForwardOp>("fused_lstm::_lstm_layer_recorded");
+  static const auto op = find_op<ForwardOp>("fused_lstm::lstm_layer");
+  static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
     return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
   }
@@ -69,8 +56,8 @@ std::vector<Tensor> backward_autograd(c10::DispatchKeySet keys, const OptionalTe
                                       const OptionalTensor& c0, at::TensorList weights,
                                       c10::List<bool> reverse, const Tensor& y, const Tensor& gates,
                                       const Tensor& c, c10::List<bool> needs) {
-  static const auto op = find<BackwardOp>("fused_lstm::lstm_layer_backward");
-  static const auto recorded = find<BackwardOp>("fused_lstm::_lstm_layer_backward_recorded");
+  static const auto op = find_op<BackwardOp>("fused_lstm::lstm_layer_backward");
+  static const auto recorded = find_op<BackwardOp>("fused_lstm::_lstm_layer_backward_recorded");
   if (any_recorded(grad_y, grad_h_n, grad_c_n, x, h0, c0, weights)) {
     return recorded.call(grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights,
                          std::move(reverse), y, gates, c, std::move(needs));
@@ -91,8 +78,8 @@ Program program_autograd(c10::DispatchKeySet keys, const Tensor& x,
                          const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                          const OptionalTensor& c0, at::TensorList weights,
                          at::IntArrayRef reverse) {
-  static const auto op = find<ProgramOp>("fused_lstm::lstm");
-  static const auto recorded = find<ForwardOp>("fused_lstm::_lstm_layer_recorded");
+  static const auto op = find_op<ProgramOp>("fused_lstm::lstm");
+  static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
     auto [y, h_n, c_n, gates, c] =
         recorded.call(x, batch_sizes, h0, c0, weights, as_flags(reverse), false);
@@ -105,7 +92,7 @@ Program program_autograd(c10::DispatchKeySet keys, const Tensor& x,
 
 Program program(const Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                 const OptionalTensor& c0, at::TensorList weights, at::IntArrayRef reverse) {
-  static const auto op = find<ForwardOp>("fused_lstm::lstm_layer");
+  static const auto op = find_op<ForwardOp>("fused_lstm::lstm_layer");
   auto [y, h_n, c_n, gates, c] = op.call(x, batch_sizes, h0, c0, weights, as_flags(reverse), false);
   return {y, h_n, c_n};
 }
@@ -114,7 +101,7 @@ Program program(const Tensor& x, const OptionalTensor& batch_sizes, const Option
 // Python, where five of them take as long as the step.
 std::tuple<Tensor, Tensor> cell(const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
                                 at::TensorList weights) {
-  static const auto op = find<ProgramOp>("fused_lstm::lstm");
+  static const auto op = find_op<ProgramOp>("fused_lstm::lstm");
   const auto one_step = [](const OptionalTensor& state) {
     return is_given(state) ? OptionalTensor(state->unsqueeze(0)) : std::nullopt;
   };
@@ -154,6 +141,11 @@ TORCH_LIBRARY(fused_lstm, m) {
   // The same with their derivatives, in Python.
   m.def("_lstm_layer_recorded" FUSED_LSTM_FORWARD);
   m.def("_lstm_layer_backward_recorded" FUSED_LSTM_BACKWARD);
+  // The backward op, with the gradients of the pre-activations [D, N, 4H] behind the others.
+  m.def("_lstm_layer_backward_gates" FUSED_LSTM_BACKWARD);
+  // V problems of tensors with the members in front, but for batch_sizes, which they share.
+  m.def("_lstm_ensemble" FUSED_LSTM_FORWARD);
+  m.def("_lstm_ensemble_backward" FUSED_LSTM_BACKWARD);
   // The layer in a program: it says nothing of what is saved, in types that every tracer can write.
   m.def(
       "lstm(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "

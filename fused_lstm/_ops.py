@@ -62,9 +62,11 @@ def disabled() -> bool:
 def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Why the fused op cannot run for this device and dtype; None where it can."""
     key = (device, dtype)
-    if key not in _reasons:
+    try:
+        return _reasons[key]
+    except KeyError:
         _reasons[key] = _find_reason(torch.device(device).type, dtype)
-    return _reasons[key]
+        return _reasons[key]
 
 
 def _find_reason(device_type: str, dtype: torch.dtype) -> str | None:
@@ -146,3 +148,6 @@ if extension is not None:
     lstm_layer_backward = torch.ops.fused_lstm.lstm_layer_backward.default
     lstm_sequence = torch.ops.fused_lstm.lstm_sequence.default
     lstm_sequence_backward = torch.ops.fused_lstm.lstm_sequence_backward.default
+    lstm_layer_backward_gates = torch.ops.fused_lstm._lstm_layer_backward_gates.default
+    lstm_ensemble = torch.ops.fused_lstm._lstm_ensemble.default
+    lstm_ensemble_backward = torch.ops.fused_lstm._lstm_ensemble_backward.default

@@ -92,6 +92,32 @@ def _fake_backward(
     return [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
 
 
+def _fake_backward_gates(*args: Any) -> list[Tensor]:
+    return [*_fake_backward(*args), args[10].new_empty(args[10].shape)]  # as the gates
+
+
+def _fake_ensemble(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    save: bool,
+) -> tuple[Tensor, ...]:
+    h0, c0 = (None if state is None else state[0] for state in (h0, c0))
+    first = _fake_forward(x[0], batch_sizes, h0, c0, [w[0] for w in weights], reverse, save)
+    return tuple(t.new_empty((x.shape[0], *t.shape)) for t in first)
+
+
+def _fake_ensemble_backward(*args: Any) -> list[Tensor]:
+    *tensors, needs = [
+        [t[0] for t in arg] if k == 7 else arg[0] if isinstance(arg, Tensor) and k != 4 else arg
+        for k, arg in enumerate(args)
+    ]
+    return [t.new_empty((args[3].shape[0], *t.shape)) for t in _fake_backward(*tensors, needs)]
+
+
 def _fake_lstm(
     x: Tensor,
     batch_sizes: Tensor | None,
@@ -152,6 +178,7 @@ def _vmap_lstm(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     *values, weights, reverse = args
     return batching.members(
         lambda *args: _ops.lstm(*args[:4], args[4:], reverse),
+        lambda *args: _ops.lstm_ensemble(*args[:4], args[4:], reverse, False)[:3],
         info.batch_size,
         (*in_dims[:4], *in_dims[4]),
         (*values, *weights),
@@ -162,8 +189,10 @@ def _vmap_lstm(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
 
 def _vmap_forward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     *values, weights, reverse, save = args
+    count = 5 if save else 3
     outputs, dims = batching.members(
-        lambda *args: _ops.lstm_layer(*args[:4], args[4:], reverse, save)[: 5 if save else 3],
+        lambda *args: _ops.lstm_layer(*args[:4], args[4:], reverse, save)[:count],
+        lambda *args: _ops.lstm_ensemble(*args[:4], args[4:], reverse, save)[:count],
         info.batch_size,
         (*in_dims[:4], *in_dims[4]),
         (*values, *weights),
@@ -208,3 +237,9 @@ if _ops.extension is not None:
     ):
         torch.library.register_fake(f"fused_lstm::{_name}")(_fake)
         torch.library.register_vmap(f"fused_lstm::{_name}", _untraced(_rule))
+    for _name, _fake in (
+        ("_lstm_layer_backward_gates", _fake_backward_gates),
+        ("_lstm_ensemble", _fake_ensemble),
+        ("_lstm_ensemble_backward", _fake_ensemble_backward),
+    ):
+        torch.library.register_fake(f"fused_lstm::{_name}")(_fake)

@@ -1,7 +1,8 @@
-"""What ``vmap`` makes of the ops: the mapped dimension joins the batch, or members run in turn.
+"""What ``vmap`` makes of the ops: the mapped dimension joins the batch, or that of an ensemble.
 
 Inputs and states that are mapped over the same weights are one larger batch: one fused call, with
-V rows in the place of each. Mapped weights are an ensemble of V problems.
+V rows in the place of each. Mapped weights are an ensemble of V problems: on the CPU one call too,
+which runs them side by side.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]  # outputs, and where
 
 def members(
     function: Callable[..., tuple[Tensor, ...]],
+    ensemble: Callable[..., tuple[Tensor, ...]],
     size: int,
     in_dims: Sequence[int | None],
     args: Sequence[Any],
@@ -32,6 +34,8 @@ def members(
     Args:
         function: runs one problem. Every tensor that it takes or returns has rows of the batch in
             its last dimension but one, other than ``batch_sizes`` and the weights.
+        ensemble: runs V problems at once, of tensors with the members in front; ``batch_sizes`` has
+            none. No derivative of it is recorded.
         size: V, the number of members.
         in_dims: the mapped dimension of each argument, or None.
         args: the arguments, tensors with a dimension of V where ``in_dims`` says so.
@@ -46,11 +50,14 @@ def members(
         raise RuntimeError(
             "vmap over batch_sizes: the members of a packed batch must share their lengths"
         )
-    if not foldable or any(dim is not None for dim in in_dims[weights:]):
+    if foldable and all(dim is None for dim in in_dims[weights:]):
+        return unfold(function(*fold(args, in_dims, size, lengths, weights)), size)
+    if is_recorded(args) or args[weights].device.type == "cuda":
         found = [function(*member(args, in_dims, k)) for k in range(size)]
         outputs = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
-        return outputs, (0,) * len(outputs)
-    return unfold(function(*fold(args, in_dims, size, lengths, weights)), size)
+    else:
+        outputs = ensemble(*stacked(args, in_dims, size, lengths))
+    return outputs, (0,) * len(outputs)
 
 
 def member(args: Sequence[Any], in_dims: Sequence[int | None], k: int) -> list[Any]:
@@ -59,6 +66,17 @@ def member(args: Sequence[Any], in_dims: Sequence[int | None], k: int) -> list[A
         arg.select(dim, k) if isinstance(arg, Tensor) and dim is not None else arg
         for arg, dim in zip(args, in_dims, strict=True)
     ]
+
+
+def stacked(
+    args: Sequence[Any], in_dims: Sequence[int | None], size: int, lengths: int
+) -> list[Any]:
+    """The arguments with V in front of each tensor but ``batch_sizes``."""
+    found = list(args)
+    for k, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
+        if isinstance(arg, Tensor) and k != lengths:
+            found[k] = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+    return found
 
 
 def fold(
@@ -105,23 +123,34 @@ def backward_members(
         needs: one flag for x, h0, c0 and each weight.
     """
 
-    def backward(*args: Any) -> tuple[Tensor, ...]:
-        grads = _ops.lstm_layer_backward(*args[:7], args[10:], reverse, *args[7:10], needs)
-        return tuple(grad for grad, need in zip(grads, needs, strict=True) if need)
+    def needed(op: Callable[..., list[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            grads = op(*args[:7], args[10:], reverse, *args[7:10], needs)
+            return tuple(grad for grad, need in zip(grads, needs, strict=True) if need)
+
+        return run
 
     places = dict(lengths=4, weights=10)
     shared = all(dim is None for dim in in_dims[10:])
     own_gradients = shared and any(needs[3:])
-    if own_gradients and not _is_recorded(args):
+    if own_gradients and not is_recorded(args):
         folded = fold(args, in_dims, size, **places)
         call = per_sample.Backward(*folded[:7], args[10:], reverse, *folded[7:10])
         *rows, weights = per_sample.gradients(call, size, needs)
         rows, dims = unfold([t for t in rows if t is not None], size)
         return (*rows, *weights), (*dims, *[0] * len(weights))
-    return members(backward, size, in_dims, args, foldable=not own_gradients, **places)
+    return members(
+        needed(_ops.lstm_layer_backward),
+        needed(_ops.lstm_ensemble_backward),
+        size,
+        in_dims,
+        args,
+        foldable=not own_gradients,
+        **places,
+    )
 
 
-def _is_recorded(args: Sequence[Any]) -> bool:
+def is_recorded(args: Sequence[Any]) -> bool:
     """Whether something below this vmap records a derivative of what the arguments give."""
     if len(_transforms.stack()) > 1 or _transforms.forward_mode():
         return True

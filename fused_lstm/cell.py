@@ -66,7 +66,7 @@ class LSTMCell(torch.nn.RNNCellBase):
     def _weights(self) -> list[Tensor]:
         """The weights there are, looked up by name in each call as those of ``LSTM``."""
         try:
-            found = [self._parameters[name] for name in _NAMES]
+            found = list(map(self._parameters.__getitem__, _NAMES))
         except KeyError:  # parametrized
             found = [getattr(self, name) for name in _NAMES]
         return found if found[2] is not None else found[:2]

@@ -152,9 +152,9 @@ class LSTM(torch.nn.RNNBase):
         Looked up by name in each call: ``weight_norm``, parametrizations, ``functional_call`` and
         data parallelism all put other tensors in their place.
         """
-        parameters = self._parameters
+        parameter = self._parameters.__getitem__
         try:
-            return [[parameters[name] for name in group] for group in self._all_weights]
+            return [list(map(parameter, group)) for group in self._all_weights]
         except KeyError:
             return self.all_weights
 

@@ -75,40 +75,25 @@ def gradients(
         The gradients of x, h0 and c0, rows of V members next to each other, None where not needed;
         and ``[V, *weight.shape]`` for each weight that needs it.
     """
-    dx, states, weights = None, [], []
+    *rows, d_gates = gate_gradients(at, needs[:3])
+    count = len(at.weights) // len(at.reverse)
+    weights = []
     for d in range(len(at.reverse)):
-        one = at.direction(d)
-        d_gates, dh0, dc0 = gate_gradients(one, needs[1:3])
-        states.append((dh0, dc0))
-        count = len(one.weights)
         asked = needs[3 + d * count : 3 + (d + 1) * count]
-        weights += weight_gradients(one, size, d_gates, asked)
-        if needs[0]:
-            part = (d_gates @ one.weights[0]).view(at.x.shape)
-            dx = part if dx is None else dx + part
-    dh0, dc0 = (
-        torch.cat(parts) if need else None
-        for parts, need in zip(zip(*states, strict=True), needs[1:3], strict=True)
-    )
-    return dx, dh0, dc0, weights
+        weights += weight_gradients(at.direction(d), size, d_gates[d], asked)
+    return *rows, weights
 
 
 def gate_gradients(
-    at: Backward, state_needs: Sequence[bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of one direction's pre-activations ``[N*V, 4H]``, of its h0 and of its c0.
-
-    They are the gradient of an input that enters the gates through the identity.
-    """
-    gates = at.gates[0]
-    in_place_of_x = gates if at.x.dim() == 2 else gates.view(*at.x.shape[:2], gates.shape[-1])
-    identity = torch.eye(gates.shape[-1], dtype=gates.dtype, device=gates.device)
-    weights = [identity, at.weights[1], *at.weights[4 if len(at.weights) > 3 else 2 :]]
-    dx, dh0, dc0, *_ = _ops.lstm_layer_backward(
-        at.grad_y, at.grad_h_n, at.grad_c_n, in_place_of_x, at.batch_sizes, at.h0, at.c0,
-        weights, at.reverse, at.y, at.gates, at.c, [True, *state_needs, *[False] * len(weights)],
+    at: Backward, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """Of x, h0 and c0, None where not needed, and of the gates' pre-activations [D, N*V, 4H]."""
+    found = _ops.lstm_layer_backward_gates(
+        at.grad_y, at.grad_h_n, at.grad_c_n, at.x, at.batch_sizes, at.h0, at.c0, at.weights,
+        at.reverse, at.y, at.gates, at.c, [*needs, *[False] * len(at.weights)],
     )  # fmt: skip
-    return dx.flatten(0, -2), dh0 if state_needs[0] else None, dc0 if state_needs[1] else None
+    dx, dh0, dc0 = (grad if need else None for grad, need in zip(found[:3], needs, strict=True))
+    return dx, dh0, dc0, found[-1]
 
 
 def weight_gradients(

@@ -98,7 +98,8 @@ def test_aot_inductor(extension, tmp_path):
         path = str(tmp_path / "layer.pt2")
         torch._inductor.aoti_compile_and_package(program, package_path=path)
         x = torch.randn(9, 3, 4)
-        torch.testing.assert_close(tuple(torch._inductor.aoti_load_package(path)(x)), flat(ours(x)))
+        found = torch._inductor.aoti_load_package(path)(x)  # flat in some releases
+        torch.testing.assert_close(torch.utils._pytree.tree_leaves(found), list(flat(ours(x))))
 
 
 def flat(result) -> tuple:

@@ -311,8 +311,76 @@ def test_per_sample_gradients_are_one_forward_and_one_backward(extension):
         )
     assert ops.calls == [
         ("lstm_layer", (T, 7 * B, I)),
-        ("lstm_layer_backward", (T, 7 * B, 4 * H)),
+        ("_lstm_layer_backward_gates", (T, 7 * B, I)),
     ]
+
+
+def test_an_ensemble_is_one_forward_and_one_backward(extension):
+    problem = Problem()
+    x, h0, c0, *weights = problem.arguments()
+    stacked = [torch.stack([w] * 7) for w in weights]
+    with Ops() as ops:
+        vmap(grad(lambda *w: loss_of(problem.ours)(x, h0, c0, *w)))(*stacked)
+    assert ops.calls == [
+        ("_lstm_ensemble", (7, T, B, I)),
+        ("_lstm_ensemble_backward", (7, T, B, I)),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("steps", [0, T])
+def test_an_ensemble_is_its_members_bit_for_bit(extension, count, dtype, steps):
+    """However many threads they share: members have the sums of a call of their own."""
+    module = fused_lstm.LSTM(I, H, bidirectional=True, dtype=dtype)
+    weights = [torch.randn(count, *p.shape, dtype=dtype) for p in module.parameters()]
+    sizes = torch.tensor([2, 2, 1][:steps], dtype=torch.int64)
+    x = torch.randn(count, int(sizes.sum()), I, dtype=dtype)
+    h0, c0 = torch.randn(2, count, 2, 2 if steps else 0, H, dtype=dtype)
+    ops = torch.ops.fused_lstm
+    reverse = [False, True]
+    together = ops._lstm_ensemble(x, sizes, h0, c0, weights, reverse, True)
+    y, h_n, c_n, gates, c = together
+    grads = [torch.randn_like(t) for t in (y, h_n, c_n)]
+    needs = [True] * (3 + len(weights))
+    arguments = (x, sizes, h0, c0, weights, reverse, y, gates, c, needs)
+    back = ops._lstm_ensemble_backward(*grads, *arguments)
+    for k in range(count):
+        own = (x[k], sizes, h0[k], c0[k], [w[k] for w in weights], reverse)
+        alone = ops.lstm_layer(*own, True)
+        assert all(torch.equal(t[k], one) for t, one in zip(together, alone, strict=True))
+        saved = (alone[0], *alone[3:], needs)
+        alone = ops.lstm_layer_backward(*[t[k] for t in grads], *own, *saved)
+        assert all(torch.equal(t[k], one) for t, one in zip(back, alone, strict=True))
+
+
+def test_shapes_without_values_of_an_ensemble(extension):
+    """What tracing asks of the ops that the rules for vmap call."""
+    problem = Problem(packed=True, D=2, P=2)
+    x, h0, c0, *weights = (torch.stack([t, t]) for t in problem.arguments())
+    forward = (x, problem.batch_sizes, h0, c0, weights, [False, True])
+    y, _, c_n, gates, c = torch.ops.fused_lstm._lstm_ensemble(*forward, True)
+    needs = [True, False, True, *[True, False] * (len(weights) // 2)]
+    backward = (y, None, c_n, *forward, y, gates, c, needs)
+    one = [t[0] if isinstance(t, Tensor) and t is not problem.batch_sizes else t for t in backward]
+    one[7] = [w[0] for w in weights]
+    for op, args in (
+        ("_lstm_ensemble", (*forward, True)),
+        ("_lstm_ensemble", (*forward, False)),
+        ("_lstm_ensemble_backward", backward),
+        ("_lstm_layer_backward_gates", tuple(one)),
+    ):
+        torch.library.opcheck(getattr(torch.ops.fused_lstm, op).default, args)
+
+
+def test_an_ensemble_refuses_what_does_not_fit(extension):
+    problem = Problem()
+    x, h0, c0, *weights = (torch.stack([t, t]) for t in problem.arguments())
+    op = torch.ops.fused_lstm._lstm_ensemble
+    with pytest.raises(RuntimeError, match="expected h0 of 2 members"):
+        op(x, None, h0[:1], c0, weights, [False], False)
+    with pytest.raises(RuntimeError, match="expected w_hh of shape"):
+        op(x, None, h0, c0, [weights[0], weights[0], *weights[2:]], [False], False)
 
 
 def test_members_of_a_packed_batch_share_their_lengths(extension):

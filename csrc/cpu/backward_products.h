@@ -37,6 +37,7 @@ class BackwardProducts {
     const Range rows = order.rows(s0, s1);
     const bool first = s1 == steps_.steps();
     if (a_.dx != nullptr) input_gradient(d, rows);
+    if (a_.dgates != nullptr) keep_gate_gradients(d, rows);
     const DirectionGradients<T>& grads = a_.grads[d];
     if (grads.w_ih != nullptr || grads.w_hh != nullptr || layout_.direction(d).db != nullptr) {
       gate_weight_gradients(d, order, s0, s1, first);
@@ -163,6 +164,15 @@ class BackwardProducts {
       g.cols = cols;
       k_.gemm_out(g);
     });
+  }
+
+  // This member's share of the chunk's rows, for whoever asked.
+  void keep_gate_gradients(int d, Range rows) {
+    const int64_t gates = 4 * p_.hidden_size;
+    const Range share = position_.share_of(rows.size());
+    const T* from = layout_.direction(d).dgates + share.begin * gates;
+    T* to = a_.dgates + (d * steps_.rows() + rows.begin + share.begin) * gates;
+    std::copy_n(from, share.size() * gates, to);
   }
 
   // dW_hr (+)= dp^T m with m = o * tanh(c).

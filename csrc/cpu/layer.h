@@ -97,6 +97,7 @@ struct BackwardArgs {
   T* dh0;
   T* dc0;
   DirectionGradients<T> grads[2];
+  T* dgates;  // [D, N, 4H] of the pre-activations
 };
 
 // Bytes of workspace that the call needs under this plan.

@@ -144,6 +144,7 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                      p.bias ? mutable_data<T>(g[3]) : nullptr,
                      call.projected() ? mutable_data<T>(g[call.per_direction - 1]) : nullptr};
   }
+  if (grads.size() > 3 + t.weights.size()) args.dgates = mutable_data<T>(grads.back());
   last_plans().backward = plan_and_run<T>(
       *args.kernels,
       [&](const CpuMachine& m, const PlanRequest& request) {
@@ -253,6 +254,8 @@ Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const
   return out;
 }
 
+// With kGatesToo the gradients of the pre-activations [D, N, 4H] come behind the others.
+template <bool kGatesToo>
 std::vector<at::Tensor> lstm_layer_backward(
     const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
     const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
@@ -264,13 +267,17 @@ std::vector<at::Tensor> lstm_layer_backward(
   if (!has_kernels(type)) {
     const at::ScalarType wide = at::kFloat;
     const ExactProducts exact;
-    std::vector<at::Tensor> grads = lstm_layer_backward(
+    std::vector<at::Tensor> grads = lstm_layer_backward<kGatesToo>(
         converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), x.to(wide),
         batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide), reverse,
         y.to(wide), gates.to(wide), c, needs);
     return converted(grads, type);
   }
-  const std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, needs);
+  std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, needs);
+  if (kGatesToo) {
+    const LstmProblem& p = call.problem;
+    grads.push_back(at::empty({p.directions, p.rows, 4 * p.hidden_size}, x.options()));
+  }
   if (call.problem.rows == 0) {
     for (const at::Tensor& grad : grads) grad.zero_();
     if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
@@ -289,5 +296,6 @@ std::vector<at::Tensor> lstm_layer_backward(
 
 TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) {
   m.impl("lstm_layer", TORCH_FN(fused_lstm::cpu::lstm_layer));
-  m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::cpu::lstm_layer_backward));
+  m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::cpu::lstm_layer_backward<false>));
+  m.impl("_lstm_layer_backward_gates", TORCH_FN(fused_lstm::cpu::lstm_layer_backward<true>));
 }

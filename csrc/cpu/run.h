@@ -2,14 +2,12 @@
 // that has kernels, and have rows.
 #pragma once
 
-#include <tuple>
 #include <vector>
 
 #include "checks.h"
+#include "ops.h"
 
 namespace fused_lstm::cpu {
-
-using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // The arguments that both passes share.
 struct Arguments {
@@ -28,7 +26,8 @@ struct Saved {
 Forward allocate(const LayerCall& call, const at::Tensor& x);
 void compute(const LayerCall& call, const Arguments& arguments, const Forward& out);
 
-// Gradients of x, h0, c0 and each weight, empty where not needed, not yet filled.
+// Gradients of x, h0, c0 and each weight, empty where not needed, not yet filled. One more behind
+// them is filled with those of the pre-activations [D, N, 4H].
 std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tensor& x,
                                            at::TensorList weights, const c10::List<bool>& needs);
 void compute_gradients(const LayerCall& call, const Arguments& arguments, const Saved& saved,

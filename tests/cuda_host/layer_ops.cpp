@@ -94,7 +94,7 @@ TORCH_LIBRARY(fused_lstm_emulated, m) {
       "lstm_layer_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, "
       "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, Tensor y, "
       "Tensor gates, Tensor c, bool[] needs) -> Tensor[]",
-      TORCH_FN(fused_lstm::cuda::lstm_layer_backward));
+      TORCH_FN(fused_lstm::cuda::lstm_layer_backward<false>));
   m.def("last_run() -> str[]", TORCH_FN(fused_lstm::cuda::last_run_text));
   m.def("set_trace(int address) -> ()", TORCH_FN(fused_lstm::cuda::set_trace_address));
   m.def("offsets(Tensor batch_sizes) -> Tensor", TORCH_FN(fused_lstm::cuda::offsets));

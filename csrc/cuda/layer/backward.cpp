@@ -177,6 +177,7 @@ void weight_gradients(const Layer& layer, const BackwardTensors& tensors, const 
 
 }  // namespace
 
+template <bool kGatesToo>
 std::vector<at::Tensor> lstm_layer_backward(
     const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
     const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
@@ -200,7 +201,16 @@ std::vector<at::Tensor> lstm_layer_backward(
   for (at::Tensor& gradient : result) {
     if (!gradient.defined()) gradient = at::empty({0}, x.options());
   }
+  if (kGatesToo) result.push_back(tensors.dgates);
   return result;
 }
+
+#define FUSED_LSTM_INSTANTIATE(GATES_TOO)                                                     \
+  template std::vector<at::Tensor> lstm_layer_backward<GATES_TOO>(                            \
+      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const at::Tensor&, \
+      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, at::TensorList,    \
+      c10::List<bool>, const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::List<bool>)
+FUSED_LSTM_INSTANTIATE(false);
+FUSED_LSTM_INSTANTIATE(true);
 
 }  // namespace fused_lstm::cuda

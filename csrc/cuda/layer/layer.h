@@ -106,6 +106,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> lstm_laye
     const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
     const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse, bool save);
 
+// With kGatesToo the gradients of the pre-activations [D, N, 4H] come behind the others.
+template <bool kGatesToo>
 std::vector<at::Tensor> lstm_layer_backward(
     const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
     const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
