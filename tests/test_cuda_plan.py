@@ -246,13 +246,13 @@ def test_a_request_for_unit_tiles_and_groups(plan):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"hidden": 512, "algorithm": "block"}, "64 KiB|threads"),
-        ({"hidden": 512, "algorithm": "cluster"}, "a cluster has 8"),
-        ({"hidden": 4096, "algorithm": "grid"}, "blocks at once|shared memory"),
-        ({"hidden": 64, "algorithm": "grid,unit_tiles=3"}, "no variant"),
-        ({"hidden": 64, "algorithm": "grid,groups=7"}, "no variant"),
-        ({"hidden": 64, "proj_size": 8, "algorithm": "grid"}, "projection"),
-        ({"hidden": 64, "device": "cuda:sm_80", "algorithm": "cluster"}, "no thread-block"),
+        ({"hidden": 512, "request": "block"}, "64 KiB|threads"),
+        ({"hidden": 512, "request": "cluster"}, "a cluster has 8"),
+        ({"hidden": 4096, "request": "grid"}, "blocks at once|shared memory"),
+        ({"hidden": 64, "request": "grid,unit_tiles=3"}, "no variant"),
+        ({"hidden": 64, "request": "grid,groups=7"}, "no variant"),
+        ({"hidden": 64, "proj_size": 8, "request": "grid"}, "projection"),
+        ({"hidden": 64, "device": "cuda:sm_80", "request": "cluster"}, "no thread-block"),
     ],
     ids=str,
 )
