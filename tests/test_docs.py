@@ -54,6 +54,7 @@ def test_python_blocks_run(path, extension, capsys):
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_python_blocks_are_formatted(path):
+    pytest.importorskip("ruff")
     ruff = [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "88", "-"]
     for line, block in python_blocks(path):
         result = subprocess.run(ruff, input=block, capture_output=True, text=True)
