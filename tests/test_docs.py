@@ -32,7 +32,14 @@ class Model(nn.Module):
 
 def given() -> dict[str, object]:
     """What a page may take for granted."""
-    return {"torch": torch, "nn": nn, "model": Model(), "x": torch.randn(4, 7, 128)}
+    return {
+        "torch": torch,
+        "nn": nn,
+        "model": Model(),
+        "x": torch.randn(4, 7, 128),
+        "lengths": torch.tensor([7, 2, 5, 1]),
+        "mask": torch.rand(4, 7) < 0.2,
+    }
 
 
 def python_blocks(path: Path) -> list[tuple[int, str]]:
