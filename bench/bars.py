@@ -62,6 +62,10 @@ def extra_providers(workload: Workload, mode: str) -> list[str]:
         names.append("lengths")
     if workload.calls > 1:
         names.append("stream")
+    if workload.name == "rl_resets":
+        names.append("resets")
+    if workload.name == "medium" and mode == TRAINING:
+        names += ["cells", "recompute"]
     if workload.name == "square":
         names.append("tf32")
     if workload.name == "single, long" and mode == INFERENCE:
@@ -215,6 +219,27 @@ def own_settings(run: Run) -> Iterator[Bar]:
             yield at_most(f"{name}: autocast over bfloat16", 1.15, autocast.median)
 
 
+# Times faster than nn.LSTM, in rows with these names.
+LENGTHS = {"pyannet, packed": 3.0}
+STREAMS = {"step": 8.0, "predictor, 1": 4.0, "predictor, 16": 2.5}
+# fused_lstm's time with an option over its time without.
+OPTIONS = {"resets": 1.1, "cells": 1.1, "recompute": 1.4}
+
+
+def sequences(run: Run) -> Iterator[Bar]:
+    """What a call may say of its sequences, or ask of them, beside nn.LSTM."""
+    for r in run.results:
+        name = f"{r.workload.name}, {r.mode}"
+        for option, wanted in (("lengths", LENGTHS), ("stream", STREAMS)):
+            ours, theirs = r.time(option), r.time(BASELINE)
+            if r.workload.name in wanted and ours and theirs:
+                ratio = theirs.median / ours.median
+                yield at_least(f"{name}: {option}", wanted[r.workload.name], ratio)
+        for option, wanted in OPTIONS.items():
+            if (taken := r.faster(option)) and r.mode == TRAINING:
+                yield at_most(f"{name}: {option} over without", wanted, taken.median)
+
+
 def accuracy(run: Run) -> Iterator[Bar]:
     """Error against float64 over nn.LSTM's own, for the worst row."""
     for what, wanted, training in (("outputs", 2.0, False), ("gradients", 3.0, True)):
@@ -243,6 +268,7 @@ def all_bars(run: Run) -> list[Bar]:
         busy,
         bfloat16,
         own_settings,
+        sequences,
         accuracy,
     )
     return [bar for part in parts for bar in part(run)]

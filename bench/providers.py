@@ -18,7 +18,7 @@ import fused_lstm
 from .cells import CellLoop
 from .passes import make_pass, make_timed
 from .problem import Chain, Problem, Tensors, load
-from .sequences import LengthsChain, StreamChain
+from .sequences import CellsChain, LengthsChain, ResetsChain, StreamChain
 from .tutorial import HandWritten
 from .workload import TRAINING, Workload
 
@@ -26,6 +26,7 @@ BASELINE = "nn.LSTM"
 FUSED = "fused_lstm"
 # nn.LSTM is unrolled where it is compiled: at 128 steps that takes minutes.
 MOST_COMPILED_STEPS = 50
+RECOMPUTE = 64  # steps that backward computes again at once
 PRECISIONS = ("tf32", "bf16")  # of float32 in PyTorch's recurrent layers, besides its own
 
 
@@ -112,6 +113,31 @@ def prepare_lengths(problem: Problem, mode: str) -> Prepared:
         return {n: problem.pack(t) if n in ("x", "y") else t for n, t in tensors.items()}
 
     return Prepared(prepared.run, check)
+
+
+def prepare_cells(problem: Problem, mode: str) -> Prepared:
+    return prepare_model(CellsChain(problem.workload), problem, mode)
+
+
+def why_not_cells(workload: Workload, mode: str) -> str:
+    return "only for whole sequences" if workload.cell or workload.calls > 1 else ""
+
+
+def prepare_resets(problem: Problem, mode: str) -> Prepared:
+    run = prepare_model(ResetsChain(problem.workload), problem, mode).run
+    return Prepared(run, dict)  # nothing is the same as without resets
+
+
+def why_not_resets(workload: Workload, mode: str) -> str:
+    return "only for dense rows" if workload.packed else why_not_cells(workload, mode)
+
+
+def recomputing_lstm(*sizes: int, **options: object) -> nn.Module:
+    return fused_lstm.LSTM(*sizes, **options, recompute=RECOMPUTE)
+
+
+def why_not_recompute(workload: Workload, mode: str) -> str:
+    return why_not_cells(workload, mode) if mode == TRAINING else "only for training"
 
 
 def prepare_stream(problem: Problem, mode: str) -> Prepared:
@@ -260,6 +286,14 @@ ALL = [
     Provider(FUSED, "fused_lstm", prepare_fused, by_default=True),
     Provider("padded", "nn.LSTM, padded", prepare_padded, why_not_padded, by_default=True),
     Provider("lengths", "fused, lengths", prepare_lengths, why_not_padded),
+    Provider("resets", "fused, resets", prepare_resets, why_not_resets),
+    Provider("cells", "fused, return_cells", prepare_cells, why_not_cells),
+    Provider(
+        "recompute",
+        f"fused, recompute={RECOMPUTE}",
+        lstm_provider(recomputing_lstm, fused_lstm.LSTMCell),
+        why_not_recompute,
+    ),
     Provider("stream", "fused, stream()", prepare_stream, why_not_stream),
     Provider("float32", "nn.LSTM, float32", prepare_float32, why_not_float32, by_default=True),
     Provider("linear", "four nn.Linear", prepare_linear, why_not_linear),

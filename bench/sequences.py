@@ -7,8 +7,10 @@ from torch import Tensor
 
 import fused_lstm
 
-from .problem import Chain, State
+from .problem import Chain, Sequence, State
 from .workload import Workload
+
+RESETS = 0.03  # of all steps, as in episodes of some thirty steps
 
 
 class LengthsChain(Chain):
@@ -24,6 +26,38 @@ class LengthsChain(Chain):
         states = []
         for lstm in self.lstms:
             x, state = lstm(x, lengths=self.lengths)
+            states.append(state)
+        return x, states
+
+
+class CellsChain(Chain):
+    """With c of every step of the last layer."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(fused_lstm.LSTM, workload)
+
+    def forward(self, x: Sequence) -> tuple[Sequence, list[State]]:
+        states = []
+        for lstm in self.lstms:
+            x, state, _ = lstm(x, return_cells=True)
+            states.append(state)
+        return x, states
+
+
+class ResetsChain(Chain):
+    """With a mask that begins an episode anew in 3 of 100 steps."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(fused_lstm.LSTM, workload)
+        generator = torch.Generator().manual_seed(3)
+        shape = (workload.batch, workload.steps)
+        mask = torch.rand(shape, generator=generator) < RESETS
+        self.register_buffer("mask", mask if workload.batch_first else mask.t(), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[State]]:
+        states = []
+        for lstm in self.lstms:
+            x, state = lstm(x, reset=self.mask)
             states.append(state)
         return x, states
 

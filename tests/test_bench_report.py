@@ -424,6 +424,21 @@ def test_cells_steps_and_busy_core():
     assert found["small, one core busy: over nn.LSTM's worst"] is True
 
 
+def test_options_for_sequences():
+    own = 12.3456e-3
+    others = {
+        name: Measurement(fakes.around(times * own))
+        for name, times in {"cells": 1.05, "recompute": 1.5, "stream": 0.5}.items()
+    }
+    found = met(
+        [fakes.result(5.0, "single", TRAINING, others), fakes.result(3.0, "step", others=others)]
+    )
+    assert found["single, training: cells over without"] is True
+    assert found["single, training: recompute over without"] is False
+    assert found["step, inference: stream"] is False  # 6 times nn.LSTM's speed, 8 are wanted
+    assert not any("single" in what and "stream" in what for what in found)
+
+
 def test_bfloat16_and_own_settings():
     autocast = {"autocast": Measurement(fakes.around(1.2 * 12.3456e-3))}
     rows = [fakes.result(1.2, "bfloat16", TRAINING, autocast)]
