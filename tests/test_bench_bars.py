@@ -1,0 +1,125 @@
+"""The project's own bars: which are measured, and when one is met."""
+
+import io
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("rich")
+
+import bench_fakes as fakes
+from rich.console import Console
+
+from bench import bars
+from bench.results import Measurement, Run
+from bench.workloads import INFERENCE, TRAINING
+
+
+def met(rows, disturbances=(), **environment):
+    run = Run({**fakes.ENVIRONMENT, **environment}, list(rows), list(disturbances))
+    return {bar.what: bar.met for bar in bars.all_bars(run)}
+
+
+def test_no_bar_without_its_rows():
+    assert met([]) == {}
+    assert set(met([fakes.result(2.0, "float64")], machine=None)) == {
+        "slowest row, float64",
+        "error of outputs over nn.LSTM's",
+    }
+
+
+def test_one_slow_row_fails_its_bar():
+    fast = [fakes.result(2.0), fakes.result(2.0, "square")]
+    assert all(met(fast).values())
+    slow = met([*fast, fakes.result(0.9, "awd_lstm")])
+    assert slow["slowest row, float32"] is False
+    assert slow["mean, dense float32, inference, Intel AVX-512"] is True
+
+
+def test_means_have_the_bar_of_their_processor():
+    rows = [fakes.result(1.2, "square")]
+    assert met(rows)["mean, dense float32, inference, Intel AVX-512"] is False
+    capped = met(rows, isa="avx2", isa_cap="avx2")
+    assert capped["mean, dense float32, inference, both capped to AVX2"] is True
+    assert not any("mean" in what for what in met(rows, cpu_kind="AuthenticAMD 25 17"))
+
+
+def test_share_of_the_micro_kernel():
+    row = fakes.result(2.0, "square", brgemm_gflops=1.0)
+    rate = row.gflops()
+    what = "of brgemm, inference, square"
+    assert met([replace(row, brgemm_gflops=rate / 0.91)])[what] is True
+    assert met([replace(row, brgemm_gflops=rate / 0.89)])[what] is False
+    for small in (fakes.workload("square", batch=4), fakes.workload("square", hidden=(128,))):
+        assert bars.brgemm_bar(fakes.result(2.0, small)) is None
+
+
+def test_one_sequence_on_two_threads():
+    one = {"one-thread": Measurement(fakes.around(0.5 * 12.3456e-3))}
+    bad = met([fakes.result(1.4, "single", INFERENCE, one)])
+    assert bad["single, inference"] is False
+    assert bad["single, inference: over one thread"] is False
+    good = met([fakes.result(1.6)])
+    assert good["single, inference"] is True
+    assert good["single, inference: quartile over median"] is True
+    assert "single, inference: over one thread" not in good
+
+
+def test_last_step_loss():
+    every = fakes.result(1.5, "all steps", TRAINING, ours=1.0)
+    assert met([every, fakes.result(1.5, "hydrology", TRAINING, ours=1.1)])[
+        "last-step loss over all-step loss"
+    ]
+    slow = met([every, fakes.result(5.0, "hydrology", TRAINING, ours=1.2)])
+    assert slow["last-step loss over all-step loss"] is False
+    assert slow["last-step loss, where denormals are slow"] is False
+
+
+def test_cells_steps_and_busy_core():
+    rows = [fakes.result(1.25, "cell"), fakes.result(5.0, "step")]
+    found = met(rows, fakes.full_run().disturbances)
+    assert found["slowest LSTMCell"] is True
+    assert found["LSTMCell, B=1, H=128, inference"] is False
+    assert found["one step through the module, B=1, H=128"] is False
+    assert found["small, one core busy"] is True
+    assert found["small, one core busy: over nn.LSTM's worst"] is True
+
+
+def test_options_for_sequences():
+    own = 12.3456e-3
+    others = {
+        name: Measurement(fakes.around(times * own))
+        for name, times in {"cells": 1.05, "recompute": 1.5, "stream": 0.5}.items()
+    }
+    found = met(
+        [fakes.result(5.0, "single", TRAINING, others), fakes.result(3.0, "step", others=others)]
+    )
+    assert found["single, training: cells over without"] is True
+    assert found["single, training: recompute over without"] is False
+    assert found["step, inference: stream"] is False  # 6 times nn.LSTM's speed, 8 are wanted
+    assert not any("single" in what and "stream" in what for what in found)
+
+
+def test_bfloat16_and_own_settings():
+    autocast = {"autocast": Measurement(fakes.around(1.2 * 12.3456e-3))}
+    rows = [fakes.result(1.2, "bfloat16", TRAINING, autocast)]
+    assert met(rows, isa="avx512_bf16")["mean, bfloat16, training, AVX512-BF16"] is False
+    assert met(rows, amx=True)["slowest row, bfloat16, AMX"] is True
+    assert met(rows)["single, bfloat16, training: autocast over bfloat16"] is False
+    tf32 = {"tf32": Measurement(fakes.around(12.3456e-3 / 1.8))}
+    rows = [fakes.result(1.2, "square", INFERENCE, tf32)]
+    assert met(rows, amx=True)['square, inference: "tf32" over "ieee"'] is True
+    assert 'square, inference: "tf32" over "ieee"' not in met(rows)
+
+
+def test_accuracy_bars():
+    row = fakes.result(2.0)
+    row.measurements["fused_lstm"] = replace(row.measurements["fused_lstm"], error_ratio=2.1)
+    assert met([row])["error of outputs over nn.LSTM's"] is False
+    assert met([replace(row, mode=TRAINING)])["error of gradients over nn.LSTM's"] is True
+
+
+def test_no_bar_is_said_where_none_was_measured():
+    console = Console(file=io.StringIO(), width=80)
+    bars.show_bars(console, [])
+    assert "None of the project's bars" in console.file.getvalue()
