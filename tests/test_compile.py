@@ -182,9 +182,11 @@ def test_inductor(extension, device, mode):
     y.sum().backward()
     elapsed = time.perf_counter() - begin
     expected = model(x)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y, expected)
     grads = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     expected.sum().backward()
-    torch.testing.assert_close([p.grad for p in model.parameters()], grads, rtol=1e-3, atol=1e-3)
+    for p, found in zip(model.parameters(), grads, strict=True):
+        # Sums over all steps and rows, in another order: judged by the largest of their kind.
+        torch.testing.assert_close(found, p.grad, rtol=0, atol=1e-5 * p.grad.abs().max().item())
     assert elapsed < 120, "the bar is 20 s on a quiet machine"
