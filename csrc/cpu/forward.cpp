@@ -99,6 +99,13 @@ class ForwardMember {
     }
   }
 
+  // What the input contributes to a panel's gates in the rows of a chunk: those of one panel lie
+  // together, for a [rows, 4 H] block would touch a page a row, and with H a power of two one set
+  // of the first cache.
+  Acc<T>* projected(int64_t panel) const {
+    return scratch_.gates_x + (panel - panels_.begin) * scratch_.chunk_rows * width();
+  }
+
   // gates_x = x W_ih^T + b for this member's rows and panels of walk steps [s0, s1), the rows of
   // each step after those of the one before.
   void project_input(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
@@ -107,18 +114,16 @@ class ForwardMember {
     for (int64_t s = s0; s < s1; ++s) {
       rows += list_input(order, s, scratch_.x_rows + rows);
     }
-    const int64_t stride = panels_.size() * width();
     PanelGemm<T, Acc<T>> g{};
     g.rows = rows;
     g.k = p_.input_size;
     g.a.list = scratch_.x_rows;
-    g.c = {scratch_.gates_x, stride};
     g.cols = int(width());
     for_each_by_turns(panels_, false, [&](int64_t panel, int64_t next) {
       g.panel = b.w_x + panel * input_panel();
       g.ahead = next < 0 ? nullptr : b.w_x + next * input_panel();
       g.init = b.bias + panel * width();
-      g.col = (panel - panels_.begin) * width();
+      g.c = {projected(panel), width()};
       k_.gemm(g);
     });
   }
@@ -185,8 +190,8 @@ class ForwardMember {
       }
       g.init = b.bias + panel * width();
       if (batched_input()) {
-        g.init_stride = panels_.size() * width();
-        g.init = scratch_.gates_x + first_row * g.init_stride + (panel - panels_.begin) * width();
+        g.init_stride = width();
+        g.init = projected(panel) + first_row * width();
       }
       k_.gate_step(g);
     });

@@ -21,8 +21,9 @@ struct ForwardDirection {
 // What one member needs for itself.
 template <class T>
 struct ForwardScratch {
-  T *w_x, *w_h;      // one panel of each, where packed late
-  Acc<T>* gates_x;   // [chunk rows, its panels, 4 * lanes]
+  T *w_x, *w_h;     // one panel of each, where packed late
+  Acc<T>* gates_x;  // [its panels, chunk rows, 4 * lanes]
+  int64_t chunk_rows;
   const T** x_rows;  // [chunk rows] where the chunk's input rows lie, or [rows] of a step
   const T** h_rows;  // [rows] likewise the states of a step in which some rows begin
   const Acc<T>** c_rows;
@@ -93,7 +94,8 @@ class ForwardLayout {
     }
     const bool batched = plan_.algorithm == Algorithm::panels && !plan_.fold_input;
     if (batched) {
-      s.gates_x = arena.take<Acc<T>>(chunk * panels * width);
+      s.gates_x = arena.take<Acc<T>>(panels * chunk * width);
+      s.chunk_rows = chunk;
       s.x_rows = arena.take<const T*>(chunk);
     }
     if (p.packed) {

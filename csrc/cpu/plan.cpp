@@ -18,8 +18,10 @@ constexpr double kEarly = 1.5;     // times the cost of packing, if panels leave
 constexpr double kCallNs = 15;     // one kernel call
 constexpr int64_t kSampledSteps = 16;  // of a packed input
 
-// Costs by count, in multiply-adds of one vector: they decide between `dot` and `panels`.
+// Costs by count, in multiply-adds of one vector. All but kSumCost decide between `dot` and
+// `panels`.
 constexpr double kPackCost = 6;          // packing one vector of weights
+constexpr double kSumCost = 8;           // a tile more: zeroing, joining and storing one vector
 constexpr double kDotOverhead = 1.25;    // of sums across lanes, against the products themselves
 constexpr double kL2BytesPerCycle = 40;  // a vector of weights from L2
 
@@ -154,26 +156,26 @@ void choose_team(const CpuMachine& m, const LstmProblem& p, const PlanRequest& r
   }
 }
 
-// Steps whose gates' input part half of L2 holds.
+// Steps whose gates' input part a quarter of L2 holds: panels and rows of x pass through it too.
 int64_t chunk_that_fits(const CpuMachine& m, const LstmProblem& p, const Split& split,
                         int64_t panels) {
   const int64_t rows = ceil_div(std::max<int64_t>(p.batch, 1), split.rows);
   const int64_t step_bytes = rows * ceil_div(panels, split.units) * 4 * m.vector_bytes;
-  return std::clamp<int64_t>(m.l2_bytes / 2 / std::max<int64_t>(1, step_bytes), 1,
+  return std::clamp<int64_t>(m.l2_bytes / 4 / std::max<int64_t>(1, step_bytes), 1,
                              std::max<int64_t>(1, p.steps));
 }
 
 // The input projection of all steps by one member, a chunk of steps at a time: its products, its
-// weights once a chunk, and the sums that are written and read again.
+// weights once a chunk, and the sums that leave the registers and come back.
 double input_ns(const CpuMachine& m, const LstmProblem& p, const Split& split, int64_t panels,
                 int64_t chunk) {
   const int64_t mine = ceil_div(panels, split.units), entries = ceil_div(p.input_size, m.pair);
   const double chunks = double(ceil_div(std::max<int64_t>(1, p.steps), chunk));
   const auto rows = int64_t(double(p.rows) / split.rows / chunks) + 1;  // of a chunk
   const double bytes = mine * panel_bytes(m, entries);
-  const double sums = 2.0 * rows * mine * 4 * m.vector_bytes / m.l2_rate;
+  const double sum = 2.0 * m.vector_bytes / m.l2_rate + kSumCost * m.multiply_ns;
   const double stream = bytes / m.rate_of_shared(split.threads());
-  return chunks * (overlapped(product_ns(m, rows, mine, entries), stream) + sums);
+  return chunks * (overlapped(product_ns(m, rows, mine, entries), stream) + rows * mine * 4 * sum);
 }
 
 // Whether weights are read as they lie. By the shape and the vectors alone: see plan.h.
@@ -291,7 +293,7 @@ std::string explain_forward(const CpuPlan& plan, const Steps& steps) {
   if (plan.pack_late) return "weights packed a panel at a time, each for its only use; " + team;
   if (plan.fold_input) return "input projection inside the step; " + team;
   return "input projection batched over " + std::to_string(plan.chunk_steps) +
-         " steps, as many as half the L2 cache holds; " + team;
+         " steps, as many as a quarter of the L2 cache holds; " + team;
 }
 
 std::string explain_backward(const CpuPlan& plan) {
