@@ -1,6 +1,7 @@
 """Mutation testing: how many one-line faults of the code do the quick tests notice?
 
-    python tests/mutants.py [--count 120] [--seed 0] [--only NUMBER ...] [--list]
+    python tests/mutants.py [--count 120] [--seed 0] [--list]
+    python tests/mutants.py --again [--only NUMBER ...] [--tests NAME ...]
 
 Not a part of `make test`: it takes an hour or two. Needs what `make build` needs.
 
@@ -9,11 +10,14 @@ each behind a comparison with the environment variable FUSED_LSTM_MUTANT ("mutan
 Offutt and Harrold 1993), so that a hundred of them cost one compilation; those that do not compile
 are dropped. Faults in Python are written into the copy, one at a time. For each the tests run until
 the first failure. What passes is a survivor: a test is missing, or the change changes no result.
+`--again` takes the faults and the build of the run before: with tests that have been added since,
+and no other change of the code.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -22,23 +26,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "mutants"
-CODE = {"c++": ["csrc/checks.cpp", "csrc/cpu/*.cpp", "csrc/cpu/*.h"], "python": ["fused_lstm/*.py"]}
+CODE = {
+    "c++": ["csrc/checks.cpp", "csrc/segments.cpp", "csrc/cpu/*.cpp", "csrc/cpu/*.h"],
+    "python": ["fused_lstm/*.py"],
+}
 SHARE = {"c++": 0.7, "python": 0.3}
 # Nothing but time depends on these: what the machine is measured with, and reports.
 NO_RESULT = {"machine.cpp", "machine.h", "probes.cpp", "probes.h", "__main__.py", "_profile.py"}
 # Those that notice most faults come first; of no use here are the GPU's and the benchmark's.
 TESTS = [
-    *("layer_values", "cpu_forced_plans", "gradients", "cell", "isa", "layer_errors", "ops"),
+    *("layer_values", "cpu_forced_plans", "gradients", "sequences", "streaming", "recompute"),
+    *("matrix_units", "precision", "layouts", "cell", "isa", "layer_errors", "ops"),
     *("layer_edges", "cpu_plan", "explain", "layer_contract", "activations", "replace", "tracing"),
     *("transforms", "gradients_protocol", "determinism", "denormals", "fallback", "properties"),
-    *("memory", "export", "compile"),
+    *("memory", "large", "export", "compile", "sequences_compile"),
 ]
-SECONDS = 900  # for one run of the tests: a barrier that nobody reaches hangs
+NO_END = 120  # seconds of one test: a barrier that nobody reaches hangs
 
 SWAPS = {
     **{" < ": " <= ", " <= ": " < ", " > ": " >= ", " >= ": " > ", " == ": " != ", " != ": " == "},
@@ -150,11 +158,16 @@ def chosen(language: str, count: int, seed: int) -> list[Mutant]:
     return picked
 
 
+def copy_folder(name: str) -> None:
+    shutil.rmtree(COPY / name, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", "results")
+    shutil.copytree(ROOT / name, COPY / name, ignore=ignored)
+
+
 def copy_project() -> None:
     shutil.rmtree(COPY, ignore_errors=True)
     for folder in ("csrc", "fused_lstm", "tests", "bench", "examples"):
-        ignored = shutil.ignore_patterns("*.so", "__pycache__", "results")
-        shutil.copytree(ROOT / folder, COPY / folder, ignore=ignored)
+        copy_folder(folder)
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "requirements-dev.txt"):
         if (ROOT / file).exists():
             shutil.copy(ROOT / file, COPY)
@@ -205,75 +218,87 @@ def compiler_errors() -> str | None:
     return said
 
 
-def run_tests(number: int) -> str:
+def run_tests(tests: list[str], number: int) -> str:
     """What the tests say: the name of the first that fails, "no end", or "" where all pass."""
-    files = [f"tests/test_{name}.py" for name in TESTS]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-    ]
-    environment = {**os.environ, "FUSED_LSTM_MUTANT": str(number)}
-    try:
-        result = subprocess.run(
-            [*command, *(file for file in files if (COPY / file).exists())],
-            cwd=COPY, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "no end"
+    files = [COPY / f"tests/test_{name}.py" for name in tests]
+    hangs = ("-o", f"faulthandler_timeout={NO_END}", "-o", "faulthandler_exit_on_timeout=true")
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-xqm", "not slow", "-p", "no:cacheprovider", *hangs),
+            *(str(file) for file in files if file.exists()),
+        ],
+        cwd=COPY, env={**os.environ, "FUSED_LSTM_MUTANT": str(number)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if result.returncode == 0:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.MULTILINE)
-    return failed[1] if failed else f"ended with {result.returncode}"
+    if failed := re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.MULTILINE):
+        return failed[1]
+    return "no end" if "Timeout (" in result.stderr else f"ended with {result.returncode}"
 
 
-def tried(mutant: Mutant) -> str:
+def tried(mutant: Mutant, tests: list[str]) -> str:
     if not mutant.path.endswith(".py"):
-        return run_tests(mutant.number)
+        return run_tests(tests, mutant.number)
     path = COPY / mutant.path
     original = path.read_text()
     lines = original.splitlines()
     lines[mutant.line] = mutant.after
     path.write_text("\n".join([*lines, ""]))
     try:
-        return run_tests(0)
+        return run_tests(tests, 0)
     finally:
         path.write_text(original)
+
+
+def prepared(count: int, seed: int) -> list[Mutant]:
+    """The mutants of a fresh copy, in which those of C++ are built."""
+    copy_project()
+    mutants = build(chosen("c++", round(count * SHARE["c++"]), seed))
+    mutants += chosen("python", round(count * SHARE["python"]), seed)
+    (COPY / "mutants.json").write_text(json.dumps([asdict(mutant) for mutant in mutants]))
+    return mutants
+
+
+def prepared_before() -> list[Mutant]:
+    copy_folder("tests")
+    return [Mutant(**found) for found in json.loads((COPY / "mutants.json").read_text())]
+
+
+def show(mutant: Mutant, said: str) -> None:
+    print(f"{mutant.number:4} {mutant.path}:{mutant.line + 1}  {said}")
+    print(f"      - {mutant.before.strip()}\n      + {mutant.after.strip()}", flush=True)
+
+
+def run(mutants: list[Mutant], tests: list[str]) -> None:
+    if failed := run_tests(tests, 0):
+        sys.exit(f"{failed} fails without any mutant")
+    survivors = 0
+    for mutant in mutants:
+        begin = time.monotonic()
+        said = tried(mutant, tests) or "SURVIVED"
+        survivors += said == "SURVIVED"
+        show(mutant, f"{said} ({time.monotonic() - begin:.0f} s)")
+    print(f"{len(mutants) - survivors} of {len(mutants)} were noticed, {survivors} survived")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="*", help="numbers as printed by a run")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    parser.add_argument("--again", action="store_true", help="the mutants of the run before")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers as printed by a run")
+    parser.add_argument("--tests", nargs="*", default=TESTS, help="names of test files, in order")
     args = parser.parse_args()
-    copy_project()
-    mutants = chosen("c++", round(args.count * SHARE["c++"]), args.seed)
-    if not args.list:
-        mutants = build(mutants)
-    mutants += chosen("python", round(args.count * SHARE["python"]), args.seed)
-    if not args.list and (failed := run_tests(0)):
-        sys.exit(f"{failed} fails without any mutant")
-    survivors = 0
-    for mutant in mutants:
-        if args.only and mutant.number not in args.only:
-            continue
-        begin = time.monotonic()
-        said = "" if args.list else tried(mutant) or "SURVIVED"
-        survivors += said == "SURVIVED"
-        seconds = time.monotonic() - begin
-        print(f"{mutant.number:4} {mutant.path}:{mutant.line + 1}  {said} ({seconds:.0f} s)")
-        print(f"      - {mutant.before.strip()}\n      + {mutant.after.strip()}", flush=True)
-    if not args.list:
-        ran = len(args.only or mutants)
-        print(f"{ran - survivors} of {ran} were noticed, {survivors} survived")
+    if args.list:
+        copy_project()
+        for language, share in SHARE.items():
+            for mutant in chosen(language, round(args.count * share), args.seed):
+                show(mutant, "")
+        return
+    mutants = prepared_before() if args.again else prepared(args.count, args.seed)
+    run([m for m in mutants if not args.only or m.number in args.only], args.tests)
 
 
 if __name__ == "__main__":
