@@ -59,7 +59,7 @@ def extra_providers(workload: Workload, mode: str) -> list[str]:
     if workload.batch == 1 and workload.steps >= 50 and workload.group == DENSE:
         names.append("one-thread")
     if workload.packed:
-        names.append("lengths")
+        names += ["lengths", "packing"]
     if workload.calls > 1:
         names.append("stream")
     if workload.name == "rl_resets":
@@ -222,6 +222,8 @@ def own_settings(run: Run) -> Iterator[Bar]:
 # Times faster than nn.LSTM, in rows with these names.
 LENGTHS = {"pyannet, packed": 3.0}
 STREAMS = {"step": 8.0, "predictor, 1": 4.0, "predictor, 16": 2.5}
+# fused_lstm on the same rows without padding: already packed, or packed and padded again.
+SAME_ROWS = {FUSED: "packed", "packing": "packing"}
 # fused_lstm's time with an option over its time without.
 OPTIONS = {"resets": 1.1, "cells": 1.1, "recompute": 1.4}
 
@@ -235,6 +237,10 @@ def sequences(run: Run) -> Iterator[Bar]:
             if r.workload.name in wanted and ours and theirs:
                 ratio = theirs.median / ours.median
                 yield at_least(f"{name}: {option}", wanted[r.workload.name], ratio)
+        for other in (FUSED, "packing"):
+            if r.mode == TRAINING and r.time("lengths") and (theirs := r.time(other)):
+                ratio = theirs.median / r.time("lengths").median
+                yield at_least(f"{name}: lengths over {SAME_ROWS[other]}", NOISE, ratio)
         for option, wanted in OPTIONS.items():
             if (taken := r.faster(option)) and r.mode == TRAINING:
                 yield at_most(f"{name}: {option} over without", wanted, taken.median)

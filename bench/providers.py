@@ -18,7 +18,7 @@ import fused_lstm
 from .cells import CellLoop
 from .passes import make_pass, make_timed
 from .problem import Chain, Problem, Tensors, load
-from .sequences import CellsChain, LengthsChain, ResetsChain, StreamChain
+from .sequences import CellsChain, LengthsChain, PackingChain, ResetsChain, StreamChain
 from .tutorial import HandWritten
 from .workload import TRAINING, Workload
 
@@ -103,16 +103,19 @@ def why_not_padded(workload: Workload, mode: str) -> str:
 # What fused_lstm has beside nn.LSTM
 
 
-def prepare_lengths(problem: Problem, mode: str) -> Prepared:
+def padded_provider(chain: type[LengthsChain]) -> Callable[[Problem, str], Prepared]:
     """The same rows padded, with their lengths."""
-    model = LengthsChain(problem.workload)
-    prepared = prepare_model(model, problem.padded(), mode)
 
-    def check() -> Tensors:
-        tensors = prepared.check()
-        return {n: problem.pack(t) if n in ("x", "y") else t for n, t in tensors.items()}
+    def prepare(problem: Problem, mode: str) -> Prepared:
+        prepared = prepare_model(chain(problem.workload), problem.padded(), mode)
 
-    return Prepared(prepared.run, check)
+        def check() -> Tensors:
+            tensors = prepared.check()
+            return {n: problem.pack(t) if n in ("x", "y") else t for n, t in tensors.items()}
+
+        return Prepared(prepared.run, check)
+
+    return prepare
 
 
 def prepare_cells(problem: Problem, mode: str) -> Prepared:
@@ -285,7 +288,8 @@ ALL = [
     Provider(BASELINE, "nn.LSTM", prepare_plain, by_default=True),
     Provider(FUSED, "fused_lstm", prepare_fused, by_default=True),
     Provider("padded", "nn.LSTM, padded", prepare_padded, why_not_padded, by_default=True),
-    Provider("lengths", "fused, lengths", prepare_lengths, why_not_padded),
+    Provider("lengths", "fused, lengths", padded_provider(LengthsChain), why_not_padded),
+    Provider("packing", "fused, pack and pad", padded_provider(PackingChain), why_not_padded),
     Provider("resets", "fused, resets", prepare_resets, why_not_resets),
     Provider("cells", "fused, return_cells", prepare_cells, why_not_cells),
     Provider(

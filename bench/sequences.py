@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_lstm
 
@@ -28,6 +29,15 @@ class LengthsChain(Chain):
             x, state = lstm(x, lengths=self.lengths)
             states.append(state)
         return x, states
+
+
+class PackingChain(LengthsChain):
+    """What lengths save the caller: padded input is packed, and the output padded again."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[State]]:
+        packed = pack_padded_sequence(x, self.lengths, enforce_sorted=False)
+        packed, states = Chain.forward(self, packed)
+        return pad_packed_sequence(packed, total_length=x.shape[0])[0], states
 
 
 class CellsChain(Chain):
