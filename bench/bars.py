@@ -62,8 +62,8 @@ def extra_providers(workload: Workload, mode: str) -> list[str]:
         names += ["lengths", "packing"]
     if workload.calls > 1:
         names.append("stream")
-    if workload.name == "rl_resets":
-        names.append("resets")
+    if workload.name == "rl_resets, 8" and mode == TRAINING:
+        names += ["resets", "reset-loop"]
     if workload.name == "medium" and mode == TRAINING:
         names += ["cells", "recompute"]
     if workload.name == "square":
@@ -222,6 +222,7 @@ def own_settings(run: Run) -> Iterator[Bar]:
 # Times faster than nn.LSTM, in rows with these names.
 LENGTHS = {"pyannet, packed": 3.0}
 STREAMS = {"step": 8.0, "predictor, 1": 4.0, "predictor, 16": 2.5}
+RESETS_OVER_LOOP = 8.0
 # fused_lstm on the same rows without padding: already packed, or packed and padded again.
 SAME_ROWS = {FUSED: "packed", "packing": "packing"}
 # fused_lstm's time with an option over its time without.
@@ -241,6 +242,9 @@ def sequences(run: Run) -> Iterator[Bar]:
             if r.mode == TRAINING and r.time("lengths") and (theirs := r.time(other)):
                 ratio = theirs.median / r.time("lengths").median
                 yield at_least(f"{name}: lengths over {SAME_ROWS[other]}", NOISE, ratio)
+        if r.time("reset-loop") and r.time("resets"):
+            ratio = r.time("reset-loop").median / r.time("resets").median
+            yield at_least(f"{name}: resets over a call a step", RESETS_OVER_LOOP, ratio)
         for option, wanted in OPTIONS.items():
             if (taken := r.faster(option)) and r.mode == TRAINING:
                 yield at_most(f"{name}: {option} over without", wanted, taken.median)

@@ -18,7 +18,14 @@ import fused_lstm
 from .cells import CellLoop
 from .passes import make_pass, make_timed
 from .problem import Chain, Problem, Tensors, load
-from .sequences import CellsChain, LengthsChain, PackingChain, ResetsChain, StreamChain
+from .sequences import (
+    CellsChain,
+    LengthsChain,
+    PackingChain,
+    ResetsChain,
+    ResetsLoopChain,
+    StreamChain,
+)
 from .tutorial import HandWritten
 from .workload import TRAINING, Workload
 
@@ -126,13 +133,17 @@ def why_not_cells(workload: Workload, mode: str) -> str:
     return "only for whole sequences" if workload.cell or workload.calls > 1 else ""
 
 
-def prepare_resets(problem: Problem, mode: str) -> Prepared:
-    run = prepare_model(ResetsChain(problem.workload), problem, mode).run
-    return Prepared(run, dict)  # nothing is the same as without resets
+def resets_provider(chain: type[ResetsChain]) -> Callable[[Problem, str], Prepared]:
+    def prepare(problem: Problem, mode: str) -> Prepared:
+        run = prepare_model(chain(problem.workload), problem, mode).run
+        return Prepared(run, dict)  # nothing is the same as without resets
+
+    return prepare
 
 
 def why_not_resets(workload: Workload, mode: str) -> str:
-    return "only for dense rows" if workload.packed else why_not_cells(workload, mode)
+    plain = not (workload.packed or workload.bidirectional)
+    return why_not_cells(workload, mode) if plain else "only for dense rows in one direction"
 
 
 def recomputing_lstm(*sizes: int, **options: object) -> nn.Module:
@@ -290,7 +301,10 @@ ALL = [
     Provider("padded", "nn.LSTM, padded", prepare_padded, why_not_padded, by_default=True),
     Provider("lengths", "fused, lengths", padded_provider(LengthsChain), why_not_padded),
     Provider("packing", "fused, pack and pad", padded_provider(PackingChain), why_not_padded),
-    Provider("resets", "fused, resets", prepare_resets, why_not_resets),
+    Provider("resets", "fused, resets", resets_provider(ResetsChain), why_not_resets),
+    Provider(
+        "reset-loop", "nn.LSTM, a step a call", resets_provider(ResetsLoopChain), why_not_resets
+    ),
     Provider("cells", "fused, return_cells", prepare_cells, why_not_cells),
     Provider(
         "recompute",

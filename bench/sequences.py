@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_lstm
@@ -57,8 +57,10 @@ class CellsChain(Chain):
 class ResetsChain(Chain):
     """With a mask that begins an episode anew in 3 of 100 steps."""
 
+    lstm: type[nn.Module] = fused_lstm.LSTM
+
     def __init__(self, workload: Workload) -> None:
-        super().__init__(fused_lstm.LSTM, workload)
+        super().__init__(self.lstm, workload)
         generator = torch.Generator().manual_seed(3)
         shape = (workload.batch, workload.steps)
         mask = torch.rand(shape, generator=generator) < RESETS
@@ -67,9 +69,31 @@ class ResetsChain(Chain):
     def forward(self, x: Tensor) -> tuple[Tensor, list[State]]:
         states = []
         for lstm in self.lstms:
-            x, state = lstm(x, reset=self.mask)
+            x, state = self.run(lstm, x)
             states.append(state)
         return x, states
+
+    def run(self, lstm: nn.Module, x: Tensor) -> tuple[Tensor, State]:
+        return lstm(x, reset=self.mask)
+
+
+class ResetsLoopChain(ResetsChain):
+    """The same as users write it today: a call a step, and the state times a mask before it."""
+
+    lstm = nn.LSTM
+
+    def run(self, lstm: nn.Module, x: Tensor) -> tuple[Tensor, State]:
+        time = 1 if lstm.batch_first else 0
+        begins = self.mask.movedim(time, 0)
+        layers = lstm.num_layers * (1 + lstm.bidirectional)
+        h = x.new_zeros(layers, begins.shape[1], lstm.proj_size or lstm.hidden_size)
+        c = x.new_zeros(layers, begins.shape[1], lstm.hidden_size)
+        outputs = []
+        for step, begin in zip(x.split(1, time), begins, strict=True):
+            live = (~begin).to(x.dtype)[:, None]
+            y, (h, c) = lstm(step, (h * live, c * live))
+            outputs.append(y)
+        return torch.cat(outputs, time), (h, c)
 
 
 class StreamChain(Chain):

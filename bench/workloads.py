@@ -86,6 +86,7 @@ def application_rows() -> list[Workload]:
     long = Workload("long", DENSE, 2, 8192, 4, (24,), layers=3, note="8192 steps of 65536")
     return [
         replace(resets, source="pytorch/rl"),
+        replace(resets, name="rl_resets, 8", batch=8, source="recurrent PPO"),
         Workload("atari", DENSE, 2, 128, 512, (128,), source="CleanRL, PPO with LSTM"),
         demucs,
         pyannet,

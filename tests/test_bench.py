@@ -26,6 +26,7 @@ from bench.problem import make_problem, rows_of
 from bench.providers import BASELINE, FUSED, PROVIDERS, Prepared
 from bench.results import spread
 from bench.runner import Row, Turn, take_turns
+from bench.sequences import ResetsChain, ResetsLoopChain
 from bench.workloads import (
     BFLOAT16,
     DENSE,
@@ -368,3 +369,13 @@ def test_environment_names_the_machine():
 
 def test_modes_are_the_ones_that_means_are_taken_over():
     assert all(set(row.modes) <= set(MODES) for row in cpu_workloads())
+
+
+def test_resets_compute_what_a_call_a_step_computes():
+    problem = make_problem(TINY, 1)
+    chains = [chain(TINY) for chain in (ResetsChain, ResetsLoopChain)]
+    assert chains[0].mask.any()
+    for chain in chains:
+        chain.load(problem.parameters)
+    (y, [(h, c)]), (expected, [(expected_h, expected_c)]) = (chain(problem.x) for chain in chains)
+    torch.testing.assert_close((y, h, c), (expected, expected_h, expected_c))
