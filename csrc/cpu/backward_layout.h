@@ -19,7 +19,10 @@
 //   dw_*, db          products (own units)        finish (own shares)          barrier "multiplied"
 //   dx                products (shares)           sum of directions            barrier of everybody
 //   *_again           replay (own units)          walk, products (all)         barrier "replayed"
+//   gates_again may be dgates: a gate is read where, and before, its gradient is written.
 #pragma once
+
+#include <numeric>
 
 #include "layer.h"
 #include "workspace.h"
@@ -129,8 +132,14 @@ class BackwardLayout {
     if (w_hr) b->m = arena.take<T>(chunk_rows_ * hidden);
     if (w_hr) b->m_panels = arena.take<T>(panels(hidden, chunk_rows_));
     if (p.keep_every == 0) return;
-    const int64_t block = std::min(p.steps, plan_.chunk_steps + p.keep_every - 1) * batch;
-    b->gates_again = arena.take<T>(block * 4 * hidden);
+    // A chunk, and the steps before it back to a kept c. Both are counted from the end, so that
+    // these are a multiple of what divides both, and less than keep_every.
+    const int64_t chunk = plan_.chunk_steps, keep = p.keep_every;
+    const int64_t block = std::min(p.steps, chunk + keep - std::gcd(chunk, keep)) * batch;
+    // Where a block is a chunk and nobody asks for the gates after the walk, their gradients take
+    // their places: gate_gradient reads all of a vector before it writes there.
+    const bool in_place = chunk % keep == 0 && !w_hr;
+    b->gates_again = in_place ? b->dgates : arena.take<T>(block * 4 * hidden);
     b->c_again = arena.take<Acc<T>>(block * hidden);
     b->h_again = arena.take<T>(batch * hidden);
     b->h0 = arena.take<T>(out);
