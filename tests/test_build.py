@@ -45,9 +45,13 @@ def run_setup(*arguments, python_path=None, **variables):
 
 
 def refusal(result):
-    """The one line that a refused build prints."""
+    """The one line that a refused build prints.
+
+    A torch for CUDA has one of its own where there is a toolkit and no GPU.
+    """
     assert result.returncode != 0
     lines = result.stderr.strip().splitlines()
+    lines = [line for line in lines if "No CUDA runtime is found" not in line]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("fused_lstm: ")
     return lines[0]
@@ -218,8 +222,8 @@ def test_what_compilers_say_is_passed_on(setup_module, capfd):
     said = f"{command}\n{warning}\nFAILED: [code=1] x.o"
     with setup_module.short_lines():
         subprocess.run([sys.executable, "-c", f"print({said!r})"], check=True)
-        print("from Python")
-    print("afterwards")
+        os.write(1, b"from Python\n")
+    os.write(1, b"afterwards\n")
     assert capfd.readouterr().out.splitlines() == [
         "[1/1] csrc/x.cpp",
         warning,
