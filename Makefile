@@ -3,14 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP_TESTS := $(shell find tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_TESTS := $(shell find tests bench examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SANITIZED := build/sanitize
 BENCH_ARGS ?= --json build/bench.json
 
 # With TORCH=2.15.0, `make test` and `make pytest` run in a copy of this folder, with that torch.
 COPY := build/torch-$(TORCH)
 
-.PHONY: bench test build lint format pytest sanitize docs numbers wheel clean
+.PHONY: bench test build lint format pytest pytest-slow pytest-quick sanitize docs numbers wheel clean
 
 bench: build
 	$(BIN)/python -m bench $(BENCH_ARGS)
@@ -23,12 +23,18 @@ test pytest:
 	sed -i 's/^torch==.*/torch==$(TORCH)/' $(COPY)/requirements-dev.txt
 	$(MAKE) -C $(COPY) pytest TORCH=
 else
-# The two runs of the tests keep a core each busy: side by side they take the time of one.
+# Each of the three keeps about one core busy, so two run at once; the longest begins.
 test: lint build
-	$(MAKE) --jobs 2 --output-sync=target pytest sanitize
+	$(MAKE) --jobs 2 --output-sync=target pytest-slow sanitize pytest-quick
 
 pytest: build
 	$(BIN)/python -m pytest
+
+pytest-slow: build
+	$(BIN)/python -m pytest -m slow
+
+pytest-quick: build
+	$(BIN)/python -m pytest -m "not slow"
 endif
 
 build: build/.extension

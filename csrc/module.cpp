@@ -3,7 +3,7 @@
 #include <c10/core/InferenceMode.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "cpu/bindings.h"
 #include "cpu/kernels.h"

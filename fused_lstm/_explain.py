@@ -23,6 +23,8 @@ def explain(
     *,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    return_cells: bool = False,
+    return_gates: bool = False,
 ) -> str:
     """Say, layer by layer, which algorithm ``module(input)`` would run here and now, and why.
 
@@ -35,6 +37,8 @@ def explain(
         input: an input that the module takes.
         lengths: as of the call, if it has any.
         reset: likewise.
+        return_cells: likewise.
+        return_gates: likewise.
 
     Returns:
         Lines to print.
@@ -71,17 +75,20 @@ def explain(
     no_kernel = sequences.unavailable(data)
     if no_kernel is not None and (lengths is not None or reset is not None):
         return "\n".join([*lines, f"  every layer: plain PyTorch, step by step: {no_kernel}"])
-    recompute = getattr(module, "recompute", 0)
-    if training and recompute and no_kernel is None:
-        lines.append(f"  recompute: c of every {recompute}. step is kept, gates are not")
-    elif recompute:
-        lines.append(f"  recompute: of no effect: {no_kernel or 'nothing is kept in inference'}")
+    inside = return_cells or return_gates
+    if recompute := getattr(module, "recompute", 0):
+        lines.append(f"  recompute: {_recompute(recompute, training, inside, no_kernel)}")
     if not steps:
         return "\n".join([*lines, "  every layer: nothing to compute"])
 
     hidden_size, proj_size = module.hidden_size, getattr(module, "proj_size", 0)
     directions = 2 if getattr(module, "bidirectional", False) else 1
-    for layer in range(getattr(module, "num_layers", 1)):
+    layers = getattr(module, "num_layers", 1)
+    for layer in range(layers):
+        is_last = layer == layers - 1
+        if inside and is_last and no_kernel is not None:
+            lines.append(f"  layer {layer}: plain PyTorch, step by step: {no_kernel}")
+            continue
         with torch.cuda.device_of(data):  # "cuda" means the current one
             plan = _ops.extension.plan(
                 steps=steps,
@@ -96,7 +103,19 @@ def explain(
                 batch_sizes=batch_sizes,
             )
         lines += _plan_lines(layer, plan)
+        if inside and is_last:
+            lines.append("    c and the gates of every step are kept, for the caller")
     return "\n".join(lines)
+
+
+def _recompute(every: int, training: bool, inside: bool, no_kernel: str | None) -> str:
+    """What recompute does in a call."""
+    if no_kernel is not None:
+        return f"of no effect: {no_kernel}"
+    if not training:
+        return "of no effect: nothing is kept in inference"
+    but = ", but for the last layer, whose own are returned" if inside else ""
+    return f"c of every {every}. step is kept, gates are not{but}"
 
 
 def _cpu_threads() -> int:

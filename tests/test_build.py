@@ -45,9 +45,13 @@ def run_setup(*arguments, python_path=None, **variables):
 
 
 def refusal(result):
-    """The one line that a refused build prints."""
+    """The one line that a refused build prints.
+
+    A torch for CUDA has one of its own where there is a toolkit and no GPU.
+    """
     assert result.returncode != 0
     lines = result.stderr.strip().splitlines()
+    lines = [line for line in lines if "No CUDA runtime is found" not in line]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("fused_lstm: ")
     return lines[0]
@@ -218,8 +222,8 @@ def test_what_compilers_say_is_passed_on(setup_module, capfd):
     said = f"{command}\n{warning}\nFAILED: [code=1] x.o"
     with setup_module.short_lines():
         subprocess.run([sys.executable, "-c", f"print({said!r})"], check=True)
-        print("from Python")
-    print("afterwards")
+        os.write(1, b"from Python\n")
+    os.write(1, b"afterwards\n")
     assert capfd.readouterr().out.splitlines() == [
         "[1/1] csrc/x.cpp",
         warning,
@@ -236,6 +240,7 @@ def test_output_is_put_back_after_an_error(setup_module, capfd):
     assert capfd.readouterr().out == "still there\n"
 
 
+@pytest.mark.slow  # by the process of the other test that writes *.egg-info here
 def test_source_package_can_be_built(tmp_path):
     """Every file that the build reads is in the source package."""
     result = run_setup("--quiet", "sdist", "--dist-dir", str(tmp_path))
@@ -294,8 +299,13 @@ def run_installed(folder, *arguments):
 @pytest.mark.slow
 def test_packages_install_and_pass_tests_without_the_checkout(tmp_path):
     """A source package, a wheel made of it, installed by pip, tested with the tests that it has."""
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True, timeout=900)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    # What is tried is that nothing is missing: to optimise would take twice the time.
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CXX": str(compiler)}
+    subprocess.run(build, check=True, capture_output=True, timeout=900, env=environment)
     (source,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
@@ -315,5 +325,5 @@ def test_packages_install_and_pass_tests_without_the_checkout(tmp_path):
     with tarfile.open(source) as opened:
         opened.extractall(tmp_path, filter="data")
     tests = tmp_path / source.name.removesuffix(".tar.gz") / "tests"
-    quick = [str(tests / f"test_{name}.py") for name in ("layer_values", "cell", "replace")]
+    quick = [str(tests / f"test_{name}.py") for name in ("streaming", "cell", "replace")]
     run_installed(there, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *quick)

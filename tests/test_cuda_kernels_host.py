@@ -88,7 +88,7 @@ class Case:
 
 def compile_driver(folder: Path) -> Path:
     flags = [
-        "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+        "-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
         "-Wno-clobbered", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
         "-DFUSED_LSTM_HOST_EMULATION", f"-I{HOST}", f"-I{KERNELS}",
     ]  # fmt: skip

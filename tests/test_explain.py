@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fused_lstm
-from fused_lstm import _ops
+from fused_lstm import _ops, sequences
 
 
 def test_one_line_per_layer(extension):
@@ -115,3 +115,20 @@ def test_segments(extension):
     assert "5 steps, batch 2" in text
     assert "recompute: of no effect: nothing is kept in inference" in text
     assert "nothing to compute" in fused_lstm.explain(module, x, lengths=lengths * 0)
+
+
+def test_cells_and_gates(extension, monkeypatch):
+    """They are the last layer's, which keeps everything, or runs by steps where no kernel does."""
+    module, x = fused_lstm.LSTM(4, 8, 2, recompute=4), torch.randn(5, 3, 4)
+    kept = "c and the gates of every step are kept, for the caller"
+    assert kept not in fused_lstm.explain(module, x)
+    for asked in ("return_cells", "return_gates"):
+        first, second = fused_lstm.explain(module, x, **{asked: True}).split("  layer 1: ")
+        assert "gates are not, but for the last layer, whose own are returned" in first
+        assert kept not in first
+        assert second.endswith(kept)
+    monkeypatch.setattr(sequences, "unavailable", lambda data: "no kernel on this device")
+    first, second = fused_lstm.explain(module, x, return_cells=True).split("  layer 1: ")
+    assert "recompute: of no effect: no kernel on this device" in first
+    assert "plain PyTorch" not in first
+    assert second == "plain PyTorch, step by step: no kernel on this device"

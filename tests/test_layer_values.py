@@ -10,10 +10,11 @@ OPTIONS = list(itertools.product([1, 2], [True, False], [False, True], [0, 3], [
 KINDS = ["dense", "batch_first", "packed", "unbatched"]
 
 
-def all_options(function):
-    """Every layer option with every kind of input."""
-    options = pytest.mark.parametrize(("layers", "bias", "bidirectional", "P", "hx"), OPTIONS)
-    return pytest.mark.parametrize("kind", KINDS)(options(function))
+def all_options(*of_one_layer):
+    """Every layer option with every kind of input; marks for those of one layer."""
+    values = [pytest.param(*o, marks=of_one_layer if o[0] == 1 else ()) for o in OPTIONS]
+    options = pytest.mark.parametrize(("layers", "bias", "bidirectional", "P", "hx"), values)
+    return lambda function: pytest.mark.parametrize("kind", KINDS)(options(function))
 
 
 def case_of(kind, **options):
@@ -22,16 +23,15 @@ def case_of(kind, **options):
     return Case(kind=kind, **options)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@all_options
+@all_options(pytest.mark.core)  # layers are stacked in Python, which makes no other calls of the op
 def test_options(extension, device, layers, bias, bidirectional, P, hx, kind, dtype):
     options = dict(layers=layers, bias=bias, bidirectional=bidirectional, P=P, hx=hx)
     check(case_of(kind, dtype=dtype, device=device, **options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["fp64", "bf16"])
-@all_options
+@all_options()
 def test_options_on_the_fallback(fallback, device, layers, bias, bidirectional, P, hx, kind, dtype):
     """One code for all dtypes: one without and one with float32 sums stand for them."""
     options = dict(layers=layers, bias=bias, bidirectional=bidirectional, P=P, hx=hx)

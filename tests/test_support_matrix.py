@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import fused_lstm
-from fused_lstm import _ops
+from fused_lstm import _ops, sequences
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 OURS = re.compile(r"fused_lstm::lstm")
@@ -156,45 +156,137 @@ def scripted(dtype, device):
     torch.jit.script(layer(dtype, device))
 
 
-def table() -> list[tuple[str, str, str]]:
-    """Feature, dtype and what the README says of them."""
+def tables() -> list[list[tuple[str, str, str]]]:
+    """Of both tables in the README: feature, column and what it says there."""
     section = README.split("## What runs in a kernel?")[1].split("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
-    header, _, *rows = rows
-    return [
-        (row[0], dtype, said)
-        for row in rows
-        for dtype, said in zip(header[1:], row[1:], strict=True)
-    ]
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+        header, _, *rows = [line.strip("| ").split(" | ") for line in block.splitlines()]
+        found.append(
+            [
+                (row[0], column, said)
+                for row in rows
+                for column, said in zip(header[1:], row[1:], strict=True)
+            ]
+        )
+    return found
+
+
+BY_DTYPE, BY_DEVICE = tables()
+
+
+def operations(use: Callable[[], object]) -> set[str]:
+    """Names of the operations that are called."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        use()
+    return {event.key for event in profile.key_averages()}
 
 
 def what_runs(use: Callable, dtype: torch.dtype, device: str) -> str:
     """ "kernel", "PyTorch" or "error", by the operations that are called."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with warnings.catch_warnings(), torch.profiler.profile(activities=activities) as profile:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            use(dtype, device)
+            names = operations(lambda: use(dtype, device))
         except Exception:
             return "error"
-    names = {event.key for event in profile.key_averages()}
     if any(THEIRS.match(name) for name in names):
         return "PyTorch"
     assert any(OURS.match(name) for name in names)
     return "kernel"
 
 
+def what_runs_with(dtype, device, **options) -> str:
+    """The same of a call of two layers with options. PyTorch's work is warned of, no other is."""
+    lstm, x = layer(dtype, device, num_layers=2), inputs(dtype, device)
+    _ops._warned.clear()  # a reason is given once
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        names = operations(lambda: size(lstm(x, **options)[0]).backward())
+    warned = any(w.category is fused_lstm.FusedLSTMWarning for w in caught)
+    assert warned == any(THEIRS.match(name) for name in names)
+    if not warned:
+        return "kernel"
+    return "PyTorch, in the last layer" if any(OURS.match(name) for name in names) else "PyTorch"
+
+
+def with_lengths(dtype, device):
+    return what_runs_with(dtype, device, lengths=torch.tensor([5, 3]))
+
+
+def with_resets(dtype, device):
+    reset = torch.arange(10).view(5, 2) % 3 == 0
+    found = what_runs_with(dtype, device, reset=reset)
+    state = inputs(dtype, device, 2, 1, 4)
+    assert what_runs_with(dtype, device, reset=reset, reset_hx=(state, state)) == found
+    return found
+
+
+def with_cells(dtype, device):
+    return what_runs_with(dtype, device, return_cells=True, return_gates=True)
+
+
+def with_recompute(dtype, device):
+    kept = []
+    for recompute in (0, 4):
+        lstm, x = layer(dtype, device, recompute=recompute), inputs(dtype, device, 50, 2, 3)
+        sizes = []
+        keep = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        )
+        with keep:
+            names = operations(lambda lstm=lstm, x=x: lstm(x))
+        assert any(OURS.match(name) for name in names)
+        kept.append(sum(sizes))
+    return "kernel" if kept[1] < kept[0] / 2 else "without effect"
+
+
+def streamed(dtype, device):
+    stream = layer(dtype, device).stream(2)
+    names = operations(lambda: stream(inputs(dtype, device)))
+    if stream._kernels is not None:
+        return "kernel"
+    assert any(OURS.match(name) for name in names)
+    return "kernel, on weights as they lie"
+
+
+OPTIONS = {
+    "`lengths=`": with_lengths,
+    "`reset=`, `reset_hx=`": with_resets,
+    "`return_cells=`, `return_gates=`": with_cells,
+    "`recompute=`": with_recompute,
+    "`stream()`": streamed,
+}
+
+
 def test_every_row_is_tried():
-    assert [row for row, dtype, _ in table() if dtype == "float32"] == list(FEATURES)
+    assert [row for row, column, _ in BY_DTYPE if column == "float32"] == list(FEATURES)
+    assert [row for row, column, _ in BY_DEVICE if column == "CPU"] == list(OPTIONS)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", FEATURES)
 def test_the_table_is_true(extension, device, monkeypatch, row):
     monkeypatch.setattr(_ops, "_warned", set())
-    said = {dtype: cell for name, dtype, cell in table() if name == row}
+    said = {dtype: cell for name, dtype, cell in BY_DTYPE if name == row}
     found = {dtype: what_runs(FEATURES[row], getattr(torch, dtype), device) for dtype in said}
     assert found == said
+
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("row", OPTIONS)
+def test_the_table_of_devices_is_true(extension, device, monkeypatch, row, dtype):
+    """Of CUDA also without a GPU: all of it but streams turns on what unavailable() says."""
+    monkeypatch.setattr(_ops, "_warned", set())
+    said = {column: cell for name, column, cell in BY_DEVICE if name == row}
+    assert OPTIONS[row](dtype, device) == said[device.upper()]
+    if device == "cpu" and OPTIONS[row] is not streamed:
+        monkeypatch.setattr(sequences, "unavailable", lambda x: "no kernel yet")
+        assert OPTIONS[row](dtype, device) == said["CUDA"]
 
 
 def test_the_switches_are_all_there():
