@@ -33,6 +33,19 @@ ONE_UNIT_FLOPS = 192e9
 SLOW_DENORMALS = 2.0
 
 
+# One of each kind of call that PyTorch's own LSTM takes another way.
+FALLBACK_ROWS = (
+    "single",
+    "small",
+    "small, packed",
+    "small, float16",
+    "medium, projected",
+    "medium, float64",
+    "pyannet",
+    "step",
+)
+
+
 @dataclass(frozen=True)
 class Bar:
     what: str
@@ -72,6 +85,12 @@ def extra_providers(workload: Workload, mode: str) -> list[str]:
         names.append("bf16")
     if workload.name == "square, bfloat16" and mode == TRAINING:
         names.append("autocast")
+    if workload.name == "vmap of 16":
+        names.append("whole")
+    if workload.name == "atari" and mode == TRAINING:
+        names.append("fused-compile")
+    if workload.name in FALLBACK_ROWS:
+        names.append("fallback")
     return names
 
 
@@ -240,6 +259,31 @@ def sequences(run: Run) -> Iterator[Bar]:
                 yield at_most(f"{name}: {option} over without", wanted, taken.median)
 
 
+# Times faster than nn.LSTM, member after member. Gradients of 32 samples take a fused call
+# 3 x 2 x 32 x 50 x 4 x 128 x (64 + 128) multiply-adds less those of the input's gradient, however
+# few calls run them.
+MEMBERS_BARS = {"ensemble of 8": 2.0, "per sample": 10.0}
+
+
+def transforms(run: Run) -> Iterator[Bar]:
+    """Under torch.vmap and torch.compile, and without the extension."""
+    fallback = []
+    for r in run.results:
+        if whole := r.faster("whole"):
+            yield at_least(f"{r.workload.name}: over one call", 0.9, whole.median)
+        if r.workload.name in MEMBERS_BARS and r.faster():
+            yield at_least(r.workload.name, MEMBERS_BARS[r.workload.name], r.faster().median)
+        if compiled := r.faster("fused-compile"):
+            seconds = r.measurements["fused-compile"].setup_seconds
+            yield at_most("torch.compile, 128 steps: seconds of the first call", 20, seconds)
+            eager_over_compiled = 1 / compiled.median
+            yield at_least("torch.compile, 128 steps: over eager", NOISE, eager_over_compiled)
+        if (taken := r.time("fallback")) and (theirs := r.time(BASELINE)):
+            fallback.append(taken.median / theirs.median)
+    if fallback:
+        yield at_most("slowest fallback over nn.LSTM", 1.05, max(fallback))
+
+
 def accuracy(run: Run) -> Iterator[Bar]:
     """Error against float64 over nn.LSTM's own, for the worst row."""
     for what, wanted, training in (("outputs", 2.0, False), ("gradients", 3.0, True)):
@@ -269,6 +313,7 @@ def all_bars(run: Run) -> list[Bar]:
         bfloat16,
         own_settings,
         sequences,
+        transforms,
         accuracy,
     )
     return [bar for part in parts for bar in part(run)]
