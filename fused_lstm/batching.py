@@ -46,16 +46,20 @@ def members(
         recordable: whether plain autograd may record a derivative of ``ensemble``.
 
     Raises:
-        RuntimeError: for mapped ``batch_sizes``: members share the lengths of their sequences.
+        RuntimeError: for mapped ``batch_sizes``: members share the lengths of their sequences; and
+            for no member at all.
     """
     if in_dims[lengths] is not None:
         raise RuntimeError(
-            "vmap over batch_sizes: the members of a packed batch must share their lengths"
+            "vmap over batch_sizes: the members of a packed batch must share their lengths; padded "
+            "input with lengths=... may have other lengths in each"
         )
+    if size == 0:
+        raise RuntimeError("vmap over an LSTM: expected at least one member, got none")
     if foldable and all(dim is None for dim in in_dims[weights:]):
         return unfold(function(*fold(args, in_dims, size, lengths, weights)), size)
-    apart = is_transformed() if recordable else is_recorded(args)
-    if apart or args[weights].device.type == "cuda":
+    at_once = not is_recorded(args) or (recordable and is_plain(args))
+    if not at_once or args[weights].device.type == "cuda":
         found = [function(*member(args, in_dims, k)) for k in range(size)]
         outputs = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
     else:
@@ -157,6 +161,14 @@ def backward_members(
 def is_transformed() -> bool:
     """Whether something other than plain autograd is below this vmap."""
     return len(_transforms.stack()) > 1 or _transforms.forward_mode()
+
+
+def is_plain(args: Sequence[Any]) -> bool:
+    """Whether plain autograd alone is below this vmap, on tensors that no tracer looks at."""
+    known = (Tensor, torch.nn.Parameter)
+    return not is_transformed() and all(
+        type(arg) in known for arg in args if isinstance(arg, Tensor)
+    )
 
 
 def is_recorded(args: Sequence[Any]) -> bool:

@@ -139,8 +139,13 @@ def test_members_of_a_packed_batch_share_their_lengths(extension):
     problem = Problem(packed=True)
     x, h0, c0, *weights = problem.arguments()
     sizes = torch.stack([problem.batch_sizes] * 2)
-    with pytest.raises(RuntimeError, match="must share their lengths"):
+    with pytest.raises(RuntimeError, match=r"must share their lengths; .* lengths=\.\.\."):
         vmap(lambda s: torch.ops.fused_lstm.lstm(x, s, h0, c0, weights, [0])[0])(sizes)
+
+
+def test_a_vmap_over_nothing(extension):
+    with pytest.raises(RuntimeError, match="expected at least one member"):
+        vmap(fused_lstm.LSTM(I, H))(torch.randn(0, T, B, I))
 
 
 @pytest.mark.parametrize("op", ["lstm", "lstm_layer"])
