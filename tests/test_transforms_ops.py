@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_transforms import B, H, I, Problem, T, leaves, loss_of
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
@@ -141,6 +141,23 @@ def test_members_of_a_packed_batch_share_their_lengths(extension):
     sizes = torch.stack([problem.batch_sizes] * 2)
     with pytest.raises(RuntimeError, match=r"must share their lengths; .* lengths=\.\.\."):
         vmap(lambda s: torch.ops.fused_lstm.lstm(x, s, h0, c0, weights, [0])[0])(sizes)
+
+
+def test_an_ensemble_of_modules_trains_as_its_members_do(backend):
+    """As PyTorch's tutorial on model ensembling does it, forward and loss.backward()."""
+    modules = [
+        fused_lstm.LSTM(I, H, 2, bidirectional=True, proj_size=2, dtype=torch.float64)
+        for _ in range(3)
+    ]
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    weights, buffers = stack_module_state(modules)
+    y, (h_n, c_n) = vmap(lambda *state: functional_call(modules[0], state, (x,)))(weights, buffers)
+    sum(t.sin().sum() for t in (y, h_n, c_n)).backward()
+    for k, module in enumerate(modules):
+        y, (h_n, c_n) = module(x)
+        sum(t.sin().sum() for t in (y, h_n, c_n)).backward()
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(weights[name].grad[k], p.grad)
 
 
 def test_a_vmap_over_nothing(extension):
