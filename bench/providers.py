@@ -259,8 +259,12 @@ def engine(name: str) -> tuple[Callable, Callable]:
 # fused_lstm under other settings
 
 
+def prepare_pointwise(problem: Problem, mode: str) -> Prepared:
+    return prepare_model(PointwiseChain(problem.workload), problem, mode)
+
+
 def prepare_fused_compile(problem: Problem, mode: str) -> Prepared:
-    """In a model, compiled as if for the first time."""
+    """The same, compiled as if for the first time."""
     import torch._inductor.config
 
     with torch._inductor.config.patch(force_disable_caches=True):
@@ -356,7 +360,8 @@ ALL = [
     ),
     Provider("autocast", "fused, autocast", prepare_autocast, why_not_autocast),
     Provider("whole", "fused, one batch", prepare_whole, why_not_whole),
-    Provider("fused-compile", "fused, torch.compile", prepare_fused_compile, why_not_dense),
+    Provider("pointwise", "fused, in a model", prepare_pointwise, why_not_dense),
+    Provider("fused-compile", "that, torch.compile", prepare_fused_compile, why_not_dense),
     Provider("fallback", "fused, fallback", prepare_fused, settings=fallback_only),
 ]
 PROVIDERS = {provider.name: provider for provider in ALL}

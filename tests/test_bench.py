@@ -119,7 +119,7 @@ def test_gradients_of_every_member_are_its_own(ensemble):
 def test_what_cannot_have_members_leaves_their_rows_alone():
     row = Workload("row", DENSE, 6, 4, 5, (6,), members=3)
     assert not PROVIDERS["whole"].why_not(row, INFERENCE)
-    for name in ("linear", "script", "compile", "fused-compile", "resets", "cells", "onnxruntime"):
+    for name in ("linear", "script", "compile", "pointwise", "resets", "cells", "onnxruntime"):
         assert PROVIDERS[name].why_not(row, INFERENCE), name
     for name in ("recompute", "whole"):
         assert PROVIDERS[name].why_not(row, TRAINING), name
