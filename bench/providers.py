@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 import fused_lstm
+from fused_lstm import _ops
 
+from . import members
 from .cells import CellLoop
 from .passes import make_pass, make_timed
 from .problem import Chain, Problem, Tensors, load
@@ -22,6 +24,7 @@ from .sequences import (
     CellsChain,
     LengthsChain,
     PackingChain,
+    PointwiseChain,
     ResetsChain,
     ResetsLoopChain,
     StreamChain,
@@ -72,17 +75,26 @@ def named(model: nn.Module, once: Callable[[], Tensors], mode: str) -> Callable[
     return (lambda: model.named_like_chain(once())) if mode == TRAINING else once
 
 
-def lstm_provider(lstm: type, cell: type) -> Callable[[Problem, str], Prepared]:
+def lstm_provider(
+    lstm: type, cell: type, of_members: Callable[[Problem, str], members.Pass] | None = None
+) -> Callable[[Problem, str], Prepared]:
     def prepare(problem: Problem, mode: str) -> Prepared:
         workload = problem.workload
+        if workload.members and of_members:
+            return Prepared(*of_members(problem, mode))
         model = CellLoop(cell, workload) if workload.cell else Chain(lstm, workload)
         return prepare_model(model, problem, mode)
 
     return prepare
 
 
-prepare_plain = lstm_provider(nn.LSTM, nn.LSTMCell)
-prepare_fused = lstm_provider(fused_lstm.LSTM, fused_lstm.LSTMCell)
+prepare_plain = lstm_provider(nn.LSTM, nn.LSTMCell, members.prepare_loop)
+prepare_fused = lstm_provider(fused_lstm.LSTM, fused_lstm.LSTMCell, members.prepare_mapped)
+prepare_whole = lstm_provider(fused_lstm.LSTM, fused_lstm.LSTMCell)
+
+
+def why_not_whole(workload: Workload, mode: str) -> str:
+    return "" if workload.members and mode != TRAINING else "only for outputs of members"
 
 
 # What a user would run instead where nn.LSTM is slow
@@ -130,7 +142,8 @@ def prepare_cells(problem: Problem, mode: str) -> Prepared:
 
 
 def why_not_cells(workload: Workload, mode: str) -> str:
-    return "only for whole sequences" if workload.cell or workload.calls > 1 else ""
+    whole = not (workload.cell or workload.calls > 1 or workload.members)
+    return "" if whole else "only for whole sequences"
 
 
 def resets_provider(chain: type[ResetsChain]) -> Callable[[Problem, str], Prepared]:
@@ -141,9 +154,12 @@ def resets_provider(chain: type[ResetsChain]) -> Callable[[Problem, str], Prepar
     return prepare
 
 
+def why_not_dense(workload: Workload, mode: str) -> str:
+    return "only for dense rows" if workload.packed else why_not_cells(workload, mode)
+
+
 def why_not_resets(workload: Workload, mode: str) -> str:
-    plain = not (workload.packed or workload.bidirectional)
-    return why_not_cells(workload, mode) if plain else "only for dense rows in one direction"
+    return "only in one direction" if workload.bidirectional else why_not_dense(workload, mode)
 
 
 def recomputing_lstm(*sizes: int, **options: object) -> nn.Module:
@@ -180,7 +196,7 @@ def prepare_linear(problem: Problem, mode: str) -> Prepared:
 
 def why_not_linear(workload: Workload, mode: str) -> str:
     plain = not (workload.packed or workload.bidirectional or workload.proj)
-    plain = plain and not workload.batch_first and workload.calls == 1
+    plain = plain and not (workload.batch_first or workload.calls > 1 or workload.members)
     return "" if plain else "only for dense rows in one direction"
 
 
@@ -198,7 +214,11 @@ def prepare_script(problem: Problem, mode: str) -> Prepared:
 
 
 def prepare_compile(problem: Problem, mode: str) -> Prepared:
-    model = load(Chain(nn.LSTM, problem.workload), problem)
+    return compile_model(Chain(nn.LSTM, problem.workload), problem, mode)
+
+
+def compile_model(model: Chain, problem: Problem, mode: str) -> Prepared:
+    load(model, problem)
     compiled = torch.compile(model)
     start = time.perf_counter()
     run = make_timed(model, problem, mode, compiled)
@@ -208,8 +228,8 @@ def prepare_compile(problem: Problem, mode: str) -> Prepared:
 
 
 def why_not_compile(workload: Workload, mode: str) -> str:
-    if workload.cell or workload.calls > 1 or workload.packed:
-        return "only for dense rows"
+    if reason := why_not_dense(workload, mode):
+        return reason
     if workload.steps > MOST_COMPILED_STEPS:
         return f"only up to {MOST_COMPILED_STEPS} steps"
     return ""
@@ -246,6 +266,7 @@ def engine(name: str) -> tuple[Callable, Callable]:
         if missing := [m for m in ("onnx", name) if not importlib.util.find_spec(m)]:
             return f"not installed: {', '.join(missing)}"
         plain = not (workload.packed or workload.proj or workload.cell or workload.batch_first)
+        plain = plain and not workload.members
         if mode == TRAINING or not plain or workload.dtype != torch.float32:
             return "only for float32 inference, dense and without projection"
         return ""
@@ -254,6 +275,29 @@ def engine(name: str) -> tuple[Callable, Callable]:
 
 
 # fused_lstm under other settings
+
+
+def prepare_pointwise(problem: Problem, mode: str) -> Prepared:
+    return prepare_model(PointwiseChain(problem.workload), problem, mode)
+
+
+def prepare_fused_compile(problem: Problem, mode: str) -> Prepared:
+    """The same, compiled as if for the first time."""
+    import torch._inductor.config
+
+    with torch._inductor.config.patch(force_disable_caches=True):
+        return compile_model(PointwiseChain(problem.workload), problem, mode)
+
+
+@contextlib.contextmanager
+def fallback_only() -> Iterator[None]:
+    """As with FUSED_LSTM_DISABLE=1."""
+    before = _ops._disabled, _ops._reasons
+    _ops._disabled, _ops._reasons = True, {}
+    try:
+        yield
+    finally:
+        _ops._disabled, _ops._reasons = before
 
 
 @contextlib.contextmanager
@@ -337,5 +381,9 @@ ALL = [
         eps=2.0**-7,
     ),
     Provider("autocast", "fused, autocast", prepare_autocast, why_not_autocast),
+    Provider("whole", "fused, one batch", prepare_whole, why_not_whole),
+    Provider("pointwise", "fused, in a model", prepare_pointwise, why_not_dense),
+    Provider("fused-compile", "that, torch.compile", prepare_fused_compile, why_not_dense),
+    Provider("fallback", "fused, fallback", prepare_fused, settings=fallback_only),
 ]
 PROVIDERS = {provider.name: provider for provider in ALL}

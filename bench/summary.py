@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from . import units
 from .providers import BASELINE, FUSED
 from .results import Result, Run, Spread, geometric_mean
-from .workloads import DENSE, FORWARD, GRID, INFERENCE, TRAINING
+from .workloads import DENSE, FORWARD, GRID, INFERENCE, MEMBERS, TRAINING
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def over_same_rows(
 
 
 def means_by_group(results: list[Result]) -> Iterator[Means]:
-    """One for each group, and one for all rows but the grid's where there are several groups."""
+    """One for each group, and one for all rows where there are several groups."""
     groups = list(dict.fromkeys(result.workload.group for result in results))
     for group in groups:
         members = [result for result in results if result.workload.group == group]
@@ -62,8 +62,11 @@ def means_by_group(results: list[Result]) -> Iterator[Means]:
 
 
 def gains(results: list[Result]) -> Means | None:
-    """Over the fastest form of nn.LSTM, of all rows but the grid's; of these where it is alone."""
-    rows = [result for result in results if result.workload.group != GRID] or results
+    """Over the fastest form of nn.LSTM, of all rows but those of a kind of their own: the grid, and
+    what nn.LSTM can only loop over. Of these where they are alone.
+    """
+    apart = (GRID, MEMBERS)
+    rows = [result for result in results if result.workload.group not in apart] or results
     modes = {result.mode for result in rows}
     name = "all, in both modes" if len(modes) > 1 else "all"
     return over_same_rows(name, rows, lambda result: result.gain)

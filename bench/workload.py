@@ -48,6 +48,8 @@ class Workload:
     packed: bool = False
     cell: bool = False  # an LSTMCell, called once per step
     last_step: bool = False  # only the last step's output gets a gradient
+    members: int = 0  # of the batch, with outputs or gradients of their own: see members.py
+    ensemble: bool = False  # the members have weights of their own too
     calls: int = 1  # calls one after the other, each starting from the state of the one before
     tf32: bool = False  # float32 may be rounded to TF32 in products, on a GPU
     busy_core: bool = False  # with another process on one core, and without
@@ -101,6 +103,8 @@ class Workload:
         projection = rows * size.hidden * self.proj
         recurrent = after_first * 4 * size.hidden * size.output
         forward = 2 * self.directions * (rows * size.weights + recurrent + projection)
+        if self.members and mode == TRAINING:  # one layer, whose input has no gradient
+            return 3.0 * forward - 2 * self.directions * rows * size.weights
         # Backward multiplies twice as much: once for the data's gradients, once for the weights'.
         return forward * (3.0 if mode == TRAINING else 1.0)
 

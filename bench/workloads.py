@@ -33,6 +33,7 @@ FLOAT16 = "float16"
 TF32 = "tf32"
 GRID = "grid of sizes"
 BUSY = "one core busy"
+MEMBERS = "members by torch.vmap"
 
 GRID_BATCH = (1, 2, 8, 32, 128)
 GRID_HIDDEN = (64, 128, 256, 512, 1024)
@@ -110,6 +111,7 @@ def stepping_rows() -> list[Workload]:
     predictor = replace(predictor, source="speech transducers, predictor")
     return [
         replace(step, source="plain shape"),
+        replace(step, name="step, 32", input=32, hidden=(32,), source="plain shape"),
         replace(step, name="vad", calls=1000, threads=1, note="one thread", source="silero-vad"),
         replace(rollout, name="atari, rollout"),
         replace(predictor, name="predictor, 1"),
@@ -125,6 +127,15 @@ def cell_rows() -> list[Workload]:
         replace(cell, name=f"cell, {batch} x {size}", batch=batch, input=size, hidden=(size,))
         for batch, size in sizes
     ]
+
+
+def members_rows() -> list[Workload]:
+    """What torch.vmap does with a layer: a larger batch, an ensemble, gradients of every sample."""
+    row = Workload("vmap of 16", MEMBERS, 64, 50, 128, (128,), members=16, modes=(INFERENCE,))
+    training = {"modes": (TRAINING,), "note": "gradients of weights only"}
+    ensemble = replace(row, name="ensemble of 8", members=8, ensemble=True, **training)
+    samples = replace(row, name="per sample", batch=32, input=64, members=32, **training)
+    return [replace(each, source="plain shape") for each in (row, ensemble, samples)]
 
 
 def busy_rows() -> list[Workload]:
@@ -143,7 +154,8 @@ def grid_workloads() -> list[Workload]:
 
 
 def cpu_workloads() -> list[Workload]:
-    return shape_rows() + application_rows() + cell_rows() + stepping_rows() + busy_rows()
+    rows = shape_rows() + application_rows() + cell_rows() + stepping_rows()
+    return rows + members_rows() + busy_rows()
 
 
 def cuda_workloads() -> list[Workload]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops, _transforms, autograd, batching, reference
+from fused_lstm import _ops, _transforms, autograd, batching, ensemble, reference
 from fused_lstm._checks import check_shapes
 
 _NO_RULE = (
@@ -178,7 +178,7 @@ def _vmap_lstm(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     *values, weights, reverse = args
     return batching.members(
         lambda *args: _ops.lstm(*args[:4], args[4:], reverse),
-        lambda *args: _ops.lstm_ensemble(*args[:4], args[4:], reverse, False)[:3],
+        lambda *args: ensemble.lstm_ensemble(*args[:4], args[4:], reverse, False)[:3],
         info.batch_size,
         (*in_dims[:4], *in_dims[4]),
         (*values, *weights),
@@ -192,7 +192,7 @@ def _vmap_forward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     count = 5 if save else 3
     outputs, dims = batching.members(
         lambda *args: _ops.lstm_layer(*args[:4], args[4:], reverse, save)[:count],
-        lambda *args: _ops.lstm_ensemble(*args[:4], args[4:], reverse, save)[:count],
+        lambda *args: ensemble.lstm_ensemble(*args[:4], args[4:], reverse, save)[:count],
         info.batch_size,
         (*in_dims[:4], *in_dims[4]),
         (*values, *weights),

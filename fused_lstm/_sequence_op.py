@@ -64,7 +64,8 @@ class LSTMSequence(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * len(asked)
         needs = [asked[0], asked[2], asked[3], *asked[10:], asked[7], asked[8]]
-        if torch.is_grad_enabled() or _transforms.any_legacy_batched(*grads):
+        plain = _transforms.covered() and not _transforms.any_legacy_batched(*grads)
+        if torch.is_grad_enabled() or not plain:
             found = iter(
                 _reference_gradients(
                     grads, x, batch_sizes, h0, c0, ctx.reverse,
@@ -130,7 +131,16 @@ def lstm_sequence(
     save: bool,
     keep_every: int,
 ) -> tuple[Tensor, ...]:
-    """The op at autograd's keys: recorded, or on to its device."""
+    """The op at autograd's keys: recorded, or on to its device.
+
+    Where what is active asks for more than one gradient, the reference takes its place.
+    """
+    if not _transforms.covered():
+        if save:
+            raise NotImplementedError(_program._NO_RULE)
+        return reference.lstm_sequence(
+            x, batch_sizes, h0, c0, weights, reverse, lengths, reset, reset_h, reset_c
+        )
     if torch.is_grad_enabled() and autograd.any_requires_grad(
         x, h0, c0, reset_h, reset_c, *weights
     ):

@@ -101,23 +101,43 @@ class LSTMLayer(torch.autograd.Function):
             return (None,) * len(asked)
         if ctx.watch is not None and ctx.watch.changed():
             y = reference.output_of(gates, c, weights, len(ctx.reverse)).view_as(y)
-        if _transforms.any_legacy_batched(*grads[:3]) or not _transforms.covered():
-            found = iter(
-                reference_gradients(
-                    grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
-                    ctx.reverse, needs, *weights,
-                )
-            )  # fmt: skip
-            dx, dh0, dc0, *dweights = (next(found) if need else None for need in needs)
-        else:
-            found = _ops.lstm_layer_backward(
-                grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
-                weights, ctx.reverse, y, gates, c, needs,
-            )  # fmt: skip
-            dx, dh0, dc0, *dweights = (
-                grad if need else None for grad, need in zip(found, needs, strict=True)
-            )
+        dx, dh0, dc0, *dweights = gradients_of_layer(
+            grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
+            weights, ctx.reverse, y, gates, c, needs,
+        )  # fmt: skip
         return (dx, None, dh0, dc0, None, *dweights)
+
+
+def gradients_of_layer(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: Sequence[bool],
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Of x, h0, c0 and each weight; None where not needed.
+
+    By the fused op, and by the reference where the op has no derivative for what is active.
+    """
+    if _transforms.any_legacy_batched(grad_y, grad_h_n, grad_c_n) or not _transforms.covered():
+        found = iter(
+            reference_gradients(
+                grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, reverse, needs, *weights
+            )
+        )
+        return [next(found) if need else None for need in needs]
+    found = _ops.lstm_layer_backward(
+        grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights, reverse, y, gates, c, needs
+    )
+    return [grad if need else None for grad, need in zip(found, needs, strict=True)]
 
 
 def _may_change_in_place(y: Tensor, batch_sizes: Tensor | None, per_direction: int) -> bool:

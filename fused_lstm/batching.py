@@ -28,6 +28,7 @@ def members(
     lengths: int,
     weights: int,
     foldable: bool = True,
+    recordable: bool = True,
 ) -> Mapped:
     """``function`` of ``args`` for each of ``size`` members.
 
@@ -35,24 +36,30 @@ def members(
         function: runs one problem. Every tensor that it takes or returns has rows of the batch in
             its last dimension but one, other than ``batch_sizes`` and the weights.
         ensemble: runs V problems at once, of tensors with the members in front; ``batch_sizes`` has
-            none. No derivative of it is recorded.
+            none.
         size: V, the number of members.
         in_dims: the mapped dimension of each argument, or None.
         args: the arguments, tensors with a dimension of V where ``in_dims`` says so.
         lengths: where ``batch_sizes`` is in ``args``.
         weights: where the weights begin; they end with ``args``.
         foldable: whether shared weights allow one call: what comes back has a row per member.
+        recordable: whether plain autograd may record a derivative of ``ensemble``.
 
     Raises:
-        RuntimeError: for mapped ``batch_sizes``: members share the lengths of their sequences.
+        RuntimeError: for mapped ``batch_sizes``: members share the lengths of their sequences; and
+            for no member at all.
     """
     if in_dims[lengths] is not None:
         raise RuntimeError(
-            "vmap over batch_sizes: the members of a packed batch must share their lengths"
+            "vmap over batch_sizes: the members of a packed batch must share their lengths; padded "
+            "input with lengths=... may have other lengths in each"
         )
+    if size == 0:
+        raise RuntimeError("vmap over an LSTM: expected at least one member, got none")
     if foldable and all(dim is None for dim in in_dims[weights:]):
         return unfold(function(*fold(args, in_dims, size, lengths, weights)), size)
-    if is_recorded(args) or args[weights].device.type == "cuda":
+    at_once = not is_recorded(args) or (recordable and is_plain(args))
+    if not at_once or args[weights].device.type == "cuda":
         found = [function(*member(args, in_dims, k)) for k in range(size)]
         outputs = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
     else:
@@ -146,13 +153,27 @@ def backward_members(
         in_dims,
         args,
         foldable=not own_gradients,
+        recordable=False,
         **places,
+    )
+
+
+def is_transformed() -> bool:
+    """Whether something other than plain autograd is below this vmap."""
+    return len(_transforms.stack()) > 1 or _transforms.forward_mode()
+
+
+def is_plain(args: Sequence[Any]) -> bool:
+    """Whether plain autograd alone is below this vmap, on tensors that no tracer looks at."""
+    known = (Tensor, torch.nn.Parameter)
+    return not is_transformed() and all(
+        type(arg) in known for arg in args if isinstance(arg, Tensor)
     )
 
 
 def is_recorded(args: Sequence[Any]) -> bool:
     """Whether something below this vmap records a derivative of what the arguments give."""
-    if len(_transforms.stack()) > 1 or _transforms.forward_mode():
+    if is_transformed():
         return True
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops
+from fused_lstm import _ops, _transforms
 from fused_lstm._checks import State
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class Stream:
         """The output ``[B, P]`` of one step ``x [B, I]``, or ``[T, B, P]`` of ``[T, B, I]``.
 
         Raises:
-            RuntimeError: for another shape, dtype or device, and for an input whose gradient would
-                have to be recorded.
+            RuntimeError: for another shape, dtype or device, and for an input whose gradient or
+                tangent would have to be recorded, or that a transform maps over.
         """
         shape = x.shape
         if len(shape) not in (2, 3) or shape[-2:] != self._rows:
@@ -99,6 +99,11 @@ class Stream:
             self._begin(self.state)
         if self._kernels is not None:
             return self._kernels.run(x)
+        if _transforms.transformed():
+            raise RuntimeError(
+                "a stream takes part in no transform and carries no tangent: call the layer "
+                "itself, or detach the input"
+            )
         with torch.no_grad():
             steps = x if x.dim() == 3 else x.unsqueeze(0)
             if self._layer.batch_first:

@@ -18,6 +18,7 @@ from bench import (
     disturbed,
     environment,
     isa,
+    members,
     memory,
     passes,
     runner,
@@ -41,6 +42,7 @@ from bench.workloads import (
     cpu_workloads,
     quick_workloads,
 )
+from fused_lstm import _ops
 
 TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
 BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
@@ -79,6 +81,8 @@ SMALL = [
     Workload("bfloat16", BFLOAT16, 3, 4, 5, (6,), dtype=torch.bfloat16),
     Workload("float16", FLOAT16, 3, 4, 5, (6,), dtype=torch.float16),
     Workload("steps", DENSE, 3, 1, 5, (6,), calls=3, modes=(INFERENCE,)),
+    Workload("vmap", DENSE, 6, 4, 5, (6,), members=3),
+    Workload("ensemble", DENSE, 6, 4, 5, (6,), members=3, ensemble=True, modes=(TRAINING,)),
 ]
 
 
@@ -86,7 +90,7 @@ def small(name):
     return next(row for row in SMALL if row.name == name)
 
 
-COMPILED = {"compile", "script"}  # take seconds; have a test of their own
+COMPILED = {"compile", "script", "fused-compile"}  # take seconds; have a test of their own
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -101,6 +105,35 @@ def test_every_provider_computes_the_same(row, mode):
     for name, each in measured.measurements.items():
         assert not each.failed, f"{name}: {each.failed}"
         assert len(each.seconds) >= runner.LEAST_ROUNDS
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_gradients_of_every_member_are_its_own(ensemble):
+    """The sum over members, which is what a row checks, hides whose is whose."""
+    problem = make_problem(Workload("row", DENSE, 6, 4, 5, (6,), members=3, ensemble=ensemble), 1)
+    mapped = members.prepare_mapped(problem, TRAINING)[0]()
+    looped = members.prepare_loop(problem, TRAINING)[0]()
+    for name, each in zip(problem.parameters, zip(*looped, strict=True), strict=True):
+        torch.testing.assert_close(mapped[name], torch.stack(each))
+
+
+def test_what_cannot_have_members_leaves_their_rows_alone():
+    row = Workload("row", DENSE, 6, 4, 5, (6,), members=3)
+    assert not PROVIDERS["whole"].why_not(row, INFERENCE)
+    for name in ("linear", "script", "compile", "pointwise", "resets", "cells", "onnxruntime"):
+        assert PROVIDERS[name].why_not(row, INFERENCE), name
+    for name in ("recompute", "whole"):
+        assert PROVIDERS[name].why_not(row, TRAINING), name
+    assert PROVIDERS["whole"].why_not(TINY, INFERENCE)
+
+
+def test_the_fallback_is_on_only_inside(extension):
+    provider = PROVIDERS["fallback"]
+    with provider.settings():
+        assert _ops.unavailable("cpu", torch.float32) == "disabled by FUSED_LSTM_DISABLE"
+        assert _ops.disabled()
+    assert _ops.unavailable("cpu", torch.float32) is None
+    assert not _ops.disabled()
 
 
 def test_training_compares_every_gradient():

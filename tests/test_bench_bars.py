@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench import bars
 from bench.results import Measurement, Run
-from bench.workloads import INFERENCE, TRAINING
+from bench.workloads import INFERENCE, TRAINING, cpu_workloads
 
 
 def met(rows, disturbances=(), **environment):
@@ -98,6 +98,44 @@ def test_options_for_sequences():
     assert found["single, training: recompute over without"] is False
     assert found["step, inference: stream"] is False  # 6 times nn.LSTM's speed, 8 are wanted
     assert not any("single" in what and "stream" in what for what in found)
+
+
+def test_members_compiled_and_fallback():
+    own = 12.3456e-3
+    rows = {row.name: row for row in cpu_workloads()}
+
+    def other(name, times, **fields):
+        return {name: Measurement(fakes.around(times * own), **fields)}
+
+    compiled = other("fused-compile", 1.3, setup_seconds=19.0) | other("pointwise", 1.2)
+    found = met(
+        [
+            fakes.result(5.0, rows["vmap of 16"], others=other("whole", 0.8)),
+            fakes.result(2.1, rows["ensemble of 8"], TRAINING),
+            fakes.result(9.0, rows["per sample"], TRAINING),
+            fakes.result(2.0, rows["atari"], TRAINING, compiled),
+            fakes.result(2.0, rows["small"], TRAINING, other("fallback", 2.0)),
+            fakes.result(2.0, rows["single"], INFERENCE, other("fallback", 2.2)),
+        ]
+    )
+    assert found["vmap of 16: over one call"] is False
+    assert found["ensemble of 8"] is True
+    assert found["per sample"] is False
+    assert found["torch.compile, 128 steps: seconds of the first call"] is True
+    assert found["torch.compile, 128 steps: over eager"] is False
+    assert found["slowest fallback over nn.LSTM"] is False
+    one = met([fakes.result(2.0, rows["small"], TRAINING, other("fallback", 2.0))])
+    assert one["slowest fallback over nn.LSTM"] is True
+
+
+def test_bars_bring_the_providers_of_transforms():
+    rows = {row.name: row for row in cpu_workloads()}
+    assert bars.extra_providers(rows["vmap of 16"], INFERENCE) == ["whole"]
+    assert "fused-compile" in bars.extra_providers(rows["atari"], TRAINING)
+    assert "fused-compile" not in bars.extra_providers(rows["atari"], INFERENCE)
+    assert rows["atari"].steps == 128
+    for name in bars.FALLBACK_ROWS:
+        assert "fallback" in bars.extra_providers(rows[name], INFERENCE)
 
 
 def test_bfloat16_and_own_settings():

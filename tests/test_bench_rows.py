@@ -94,6 +94,13 @@ def test_flops_of_a_step_with_a_state_count_every_product():
     assert row.flops(INFERENCE) == 2 * (4 * 7) * 2 * (5 + 7)
 
 
+def test_flops_of_members_leave_out_the_gradient_of_the_input():
+    row = Workload("row", DENSE, 4, 3, 5, (7,), members=2)
+    forward, of_x = row.flops(INFERENCE), 2 * 4 * 3 * 28 * 5
+    assert forward == replace(row, members=0).flops(INFERENCE)
+    assert row.flops(TRAINING) == 3 * forward - of_x
+
+
 def test_flops_of_projection_directions_and_layers():
     row = Workload("row", PROJECTION, 1, 2, 5, (7,), layers=2, bidirectional=True, proj=3)
     first = 2 * 2 * (2 * 28 * 5 + 28 * 3 + 2 * 7 * 3)

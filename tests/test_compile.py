@@ -144,6 +144,22 @@ def test_transforms_inside(extension, what, dynamic):
     torch.testing.assert_close(compiled(), call(plain))
 
 
+def test_backward_through_an_ensemble(extension):
+    """Plain autograd outside of a graph that maps over recorded weights."""
+    _, ours = Case(dtype=torch.float64).modules()
+    stacked = {k: torch.stack([v, v.cos()]).detach() for k, v in ours.named_parameters()}
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+
+    def losses(weights):
+        return vmap(lambda w: functional_call(ours, w, (x,))[0].sin().sum())(weights)
+
+    found = []
+    for call in (torch.compile(losses, backend="aot_eager", fullgraph=True), losses):
+        weights = {k: v.clone().requires_grad_() for k, v in stacked.items()}
+        found.append(torch.autograd.grad(call(weights).sum(), list(weights.values())))
+    torch.testing.assert_close(*found)
+
+
 def test_a_gradient_inside_is_itself_differentiated(extension):
     """A loss on the gradient: what is inside the graph hides no derivative from what is outside."""
     theirs, ours = Case(dtype=torch.float64).modules()

@@ -353,6 +353,23 @@ def test_transforms_go_through_the_reference():
     torch.testing.assert_close(slope, together[0].sum())
 
 
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_forward_mode_over_a_backward_pass_that_was_recorded_before(recompute):
+    """Its tangents are the gradients of the doubled loss less those of the loss."""
+    _, module = CASE.modules()
+    module.recompute = recompute
+    x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
+    options = {} if recompute else dict(lengths=LENGTHS, reset=MASK)
+    loss = module(x, **options)[0].sin().sum()
+    inputs = [x, *module.parameters()]
+    expected = torch.autograd.grad(loss, inputs, retain_graph=True)
+    with torch.autograd.forward_ad.dual_level():
+        scale = torch.autograd.forward_ad.make_dual(torch.ones_like(loss), torch.ones_like(loss))
+        grads = torch.autograd.grad(loss, inputs, scale)
+        tangents = [torch.autograd.forward_ad.unpack_dual(g).tangent for g in grads]
+    torch.testing.assert_close(tangents, [*expected])
+
+
 def test_resets_stop_gradients_and_begin_anew():
     """What the loop with one call per step gives, which people write today."""
     _, module = CASE.with_(layers=2).modules()

@@ -84,6 +84,21 @@ def test_export(extension, strict):
         torch.testing.assert_close(program.module()(*given), module(*given))
 
 
+def test_an_exported_program_drops_no_tangent(extension):
+    _, layer = CASE.with_(dtype=torch.float64).modules()
+    given = (torch.randn(5, 4, 3, dtype=torch.float64), *masks(5).values())
+    with torch.no_grad():
+        program = torch.export.export(Masked(layer), given).module()
+    found = []
+    for run in (program, Masked(layer)):
+        with torch.autograd.forward_ad.dual_level():
+            x = torch.autograd.forward_ad.make_dual(given[0], given[0].cos())
+            outputs = tensors_of(run(x, *given[1:]))
+            found.append([torch.autograd.forward_ad.unpack_dual(t).tangent for t in outputs])
+        found[-1] += torch.func.jvp(lambda x, run=run: run(x, *given[1:])[0], given[:1], given[:1])
+    torch.testing.assert_close(*found)
+
+
 def test_fx(extension):
     """A leaf, as without the options."""
     traced = torch.fx.symbolic_trace(Masked(fused_lstm.LSTM(3, 6)))

@@ -155,6 +155,24 @@ def test_refusals():
         stream.state = (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
 
 
+def test_no_tangent_is_dropped(backend):
+    """A stream refuses what it would compute without its derivative."""
+    x = torch.randn(3, 5)
+    stream = fused_lstm.LSTM(5, 4).stream(3)
+    for call in (
+        lambda: torch.func.jvp(stream, (x,), (x,)),
+        lambda: torch.func.vmap(stream)(torch.stack([x, x])),
+        lambda: dual(stream, x),
+    ):
+        with pytest.raises(RuntimeError, match="takes part in no transform"):
+            call()
+
+
+def dual(f, x):
+    with torch.autograd.forward_ad.dual_level():
+        return f(torch.autograd.forward_ad.make_dual(x, x))
+
+
 def test_non_contiguous_input_and_no_steps():
     _, module = CASE.modules()
     stream = module.stream(3)

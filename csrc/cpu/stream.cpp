@@ -99,6 +99,11 @@ class Stream {
 
   // y [T, B, P] of x [T, B, I], the state carried on.
   at::Tensor run(const at::Tensor& given) {
+    const bool wrapped = given.key_set().has_any(c10::DispatchKeySet(
+        {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper}));
+    TORCH_CHECK(!wrapped && !given._fw_grad(/*level=*/0).defined(),
+                "a stream takes part in no transform and carries no tangent: call the layer "
+                "itself, or detach the input");
     const std::lock_guard<std::mutex> lock(mutex_);
     if (outdated()) pack();
     const bool one = given.dim() == 2;
