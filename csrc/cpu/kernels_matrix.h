@@ -17,7 +17,7 @@ struct Blocks {
   static constexpr int parts = kParts;
 
   // n elements of a row, and zeros to the next multiple of `lanes` pairs.
-  template <int kPart>
+  template <Part kPart>
   static FUSED_LSTM_INLINE void copy(const T* row, int64_t n, bfloat16* to) {
     constexpr int width = kLanes<float> * kPair<bfloat16>;
     for (int64_t i = 0; i < n; i += width) {
@@ -29,7 +29,7 @@ struct Blocks {
     }
   }
 
-  template <int kPart>
+  template <Part kPart>
   static void copy_rows(const Rows<const T>& a, int64_t row, int64_t rows, int64_t k0, int64_t n,
                         bfloat16* block) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -51,17 +51,6 @@ FUSED_LSTM_INLINE int64_t stride_in_place(const Rows<const bfloat16>& a, int64_t
     if (distance(r) != r * stride) return 0;
   }
   return stride >= k * int64_t(sizeof(bfloat16)) ? stride / int64_t(sizeof(bfloat16)) : 0;
-}
-
-// Zero for what is not finite: its low part is zero, and must not meet the other's high part, whose
-// product would be NaN where it ought to be infinite.
-FUSED_LSTM_INLINE void drop_not_finite(bfloat16* block, int64_t rows, int64_t n) {
-  constexpr uint16_t exponent = 0x7f80;
-  for (int64_t r = 0; r < rows; ++r, block += kBlockDepth) {
-    for (int64_t i = 0; i < n; ++i) {
-      block[i].bits = (block[i].bits & exponent) == exponent ? 0 : block[i].bits;
-    }
-  }
 }
 
 // c[rows, 64] = a[row.., k] * panel. How K is cut depends on nothing else, so that every row's
@@ -88,12 +77,11 @@ void multiply_block(const Rows<const typename B::Element>& a, int64_t row, int64
     const auto product = [&](const bfloat16* weights, bool add) __attribute__((always_inline)) {
       brgemm(padded_rows, even, block, kBlockDepth, weights + first, c, add);
     };
-    B::template copy_rows<0>(a, row, rows, k0, n, block);
+    B::template copy_rows<kFirstPart<B::parts>>(a, row, rows, k0, n, block);
     product(high, k0 > 0);
     if constexpr (B::parts == 2) {
-      drop_not_finite(block, rows, n);
       product(low, true);
-      B::template copy_rows<1>(a, row, rows, k0, n, block);
+      B::template copy_rows<Part::low>(a, row, rows, k0, n, block);
       product(high, true);
     }
   }
