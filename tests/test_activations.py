@@ -12,18 +12,22 @@ pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is
 OPEN, SHUT = 1e4, -1e4  # pre-activations whose sigmoid is exactly 1 and 0
 
 
-def step(x: torch.Tensor, gates: list[torch.Tensor | float], c0: torch.Tensor):
-    """h and c of one step of as many units as x has elements, of pre-activations `gates`.
+def layer(x: torch.Tensor, gates: list[torch.Tensor | float], c0: torch.Tensor, save: bool):
+    """What the op returns of one step of as many units as x has elements.
 
-    The pre-activations are the biases, so that infinities meet no zero in a product.
+    The pre-activations `gates` are the biases, so that infinities meet no zero in a product.
     """
     units = x.numel()
     bias = torch.cat([torch.as_tensor(gate, dtype=x.dtype).expand(units) for gate in gates])
     weights = [x.new_zeros(4 * units, 1), x.new_zeros(4 * units, units)]
     weights += [bias, torch.zeros_like(bias)]
-    _, h_n, c_n, _, _ = _ops.lstm_layer(
-        x.new_zeros(1, 1, 1), None, None, c0.view(1, 1, units), weights, [False], False
-    )
+    c0 = c0.view(1, 1, units)
+    return _ops.lstm_layer(x.new_zeros(1, 1, 1), None, None, c0, weights, [False], save)
+
+
+def step(x: torch.Tensor, gates: list[torch.Tensor | float], c0: torch.Tensor):
+    """h and c."""
+    _, h_n, c_n, _, _ = layer(x, gates, c0, save=False)
     return h_n.flatten(), c_n.flatten()
 
 
@@ -71,15 +75,9 @@ BF16 = torch.bfloat16
 
 
 def saved_step(x: torch.Tensor, gates: list[torch.Tensor | float], c0: torch.Tensor):
-    """y, c_n and the saved gates [4, units] of the same step."""
-    units = x.numel()
-    bias = torch.cat([torch.as_tensor(gate, dtype=x.dtype).expand(units) for gate in gates])
-    weights = [x.new_zeros(4 * units, 1), x.new_zeros(4 * units, units)]
-    weights += [bias, torch.zeros_like(bias)]
-    y, _, c_n, gates, _ = _ops.lstm_layer(
-        x.new_zeros(1, 1, 1), None, None, c0.view(1, 1, units), weights, [False], True
-    )
-    return y.flatten(), c_n.flatten(), gates.view(4, units)
+    """h, c and the saved gates [4, units]."""
+    _, h_n, c_n, saved, _ = layer(x, gates, c0, save=True)
+    return h_n.flatten(), c_n.flatten(), saved.view(4, -1)
 
 
 def bf16_points() -> torch.Tensor:
@@ -116,7 +114,7 @@ def test_tanh_rounded_to_bfloat16(isa, place):
 def test_saved_gates_in_bfloat16(isa):
     """They are what was computed with; that they are saved changes nothing."""
     x, c0 = bf16_points(), torch.randn_like(bf16_points())
-    y, c_n, gates = saved_step(x, [x, -x, x, x], c0)
+    h_n, c_n, gates = saved_step(x, [x, -x, x, x], c0)
     for found, want in zip(
         gates,
         [x.double().sigmoid(), (-x).double().sigmoid(), x.double().tanh(), x.double().sigmoid()],
@@ -124,7 +122,7 @@ def test_saved_gates_in_bfloat16(isa):
     ):
         assert error_in_ulp(found, want).max() < 0.55
     h, c = step(x, [x, -x, x, x], c0)
-    assert torch.equal(y, h)
+    assert torch.equal(h_n, h)
     assert torch.equal(c_n, c)
 
 
