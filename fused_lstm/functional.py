@@ -76,7 +76,9 @@ def lstm(
     Returns:
         ``output`` shaped as the input with ``D*P`` features, and ``(h_n, c_n)`` shaped as ``hx``;
         then cells and gates, those that are asked for.
-        All of the input's dtype: float32, float64, bfloat16 or float16.
+        All of the input's dtype: float32, float64, bfloat16 or float16. Products of float32 on a
+        CPU are as precise as ``torch.backends.mkldnn.rnn.fp32_precision`` asks when they run: in
+        backward, and in a compiled or exported program, as it is then.
 
     Raises:
         TypeError: for a mask that is not bool and lengths of no integer dtype.

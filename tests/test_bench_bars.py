@@ -147,7 +147,24 @@ def test_bfloat16_and_own_settings():
     tf32 = {"tf32": Measurement(fakes.around(12.3456e-3 / 1.8))}
     rows = [fakes.result(1.2, "square", INFERENCE, tf32)]
     assert met(rows, amx=True)['square, inference: "tf32" over "ieee"'] is True
-    assert 'square, inference: "tf32" over "ieee"' not in met(rows)
+    assert met(rows)['square, inference: "tf32" over "ieee"'] is None
+
+
+def test_bars_of_amx_are_not_measured_without_it():
+    tf32 = {"tf32": Measurement(fakes.around(12.3456e-3 / 1.8))}
+    rows = [fakes.result(2.5, "bfloat16", TRAINING), fakes.result(1.2, "square", others=tf32)]
+    unknown = {what for what, found in met(rows, isa="avx512_bf16").items() if found is None}
+    assert unknown == {
+        "mean, bfloat16, training, AMX",
+        "slowest row, bfloat16, AMX",
+        'square, inference: "tf32" over "ieee"',
+    }
+    assert None not in met(rows, amx=True).values()
+    console = Console(file=io.StringIO(), width=100)
+    bars.show_bars(console, bars.all_bars(Run(fakes.ENVIRONMENT, rows, [])))
+    shown = [line for line in console.file.getvalue().splitlines() if "AMX" in line]
+    assert len(shown) == 3
+    assert all("not measured: no AMX" in line and line.rstrip().endswith("-") for line in shown)
 
 
 def test_accuracy_bars():

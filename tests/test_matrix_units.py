@@ -86,7 +86,8 @@ def test_the_same_bits_whoever_computes_them(kind, dtype, force, rounded):  # no
                     assert torch.equal(ours, first), split
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.core
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 def test_what_is_not_finite_stays_in_its_row(value):
     case = Case(T=4, B=40, I=33, H=50, dtype=BF16)
     theirs, ours = case.modules()
@@ -97,6 +98,25 @@ def test_what_is_not_finite_stays_in_its_row(value):
     assert torch.equal(y.isnan(), expected.isnan())
     assert y[1:, 7].isnan().any() == (value != value)
     assert not y[:, torch.arange(40) != 7].isnan().any()
+    torch.testing.assert_close(y, expected, rtol=0, atol=0.02, equal_nan=True)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+def test_what_is_not_finite_stays_in_its_unit(name, value):
+    """Of one step: in the next its output meets every weight."""
+    case = Case(T=1, B=33, I=33, H=50, dtype=BF16)
+    theirs, ours = case.modules()
+    hx = case.state()
+    with torch.no_grad():
+        for module in (theirs, ours):
+            getattr(module, name)[100 + 20, 32] = value  # the cell gate of unit 20
+        x = torch.randn(1, 33, 33, dtype=BF16)
+        y, expected = ours(x, hx)[0], theirs(x, hx)[0]
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert y[..., 20].isnan().all() == (value != value)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0.02, equal_nan=True)
 
 
 def test_threads_and_other_users_of_the_tiles():

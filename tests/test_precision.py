@@ -202,20 +202,64 @@ def test_the_same_bits_with_any_number_of_threads(setting, isa, precision):
             assert all(torch.equal(a, b) for a, b in zip(ours, found[0], strict=True))
 
 
+INF = float("inf")
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("setting", ["bf16", "tf32"])
-@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
-def test_what_is_not_finite(value, setting, isa, precision):
-    """It is what it is in float32, and no part of it becomes NaN that was infinite."""
-    _, ours = Case(I=40, H=50).modules()
-    x = torch.randn(3, 8, 40)
-    x[1, 5, 39] = value
+@pytest.mark.parametrize("value", [INF, -INF, float("nan"), 3.4e38], ids=str)
+@pytest.mark.parametrize("where", ["x", "h0", "w_ih", "w_hh", "x and w_ih"])
+def test_what_is_not_finite(where, value, setting, isa, precision):
+    """It is what it is in float32, and nothing becomes NaN that was infinite.
+
+    3.4e38 is infinite in bfloat16, and its product with a gradient of zero NaN. The others' low
+    parts are zero, of their own sign and of the other one, and large: each must leave an infinite
+    sum what it is.
+    """
+    case = Case(T=1, B=8, I=41, H=50)
+    _, ours = case.modules()
+    x, h0, c0 = torch.randn(1, 8, 41), torch.randn(1, 8, 50), torch.randn(1, 8, 50)
     with torch.no_grad():
-        ours.weight_ih_l0.abs_()  # no infinity minus infinity
-        expected = ours(x)[0]
-        precision(setting)
-        found = ours(x)[0]
-    assert torch.equal(found.isnan(), expected.isnan())
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.05, equal_nan=True)
+        for t in (x, h0):
+            t[:, :2] = t[:, :2].bfloat16().float()
+            t[:, 2:4] *= 1e6
+        places = {"x": x[0], "h0": h0[0], "w_ih": ours.weight_ih_l0, "w_hh": ours.weight_hh_l0}
+        for name in where.split(" and "):
+            places[name][5, 40] = value
+        if where == "x and w_ih":  # and of both signs
+            places["x"][6, 40] = -value
+    found = []
+    for each in ("ieee", setting):
+        precision(each)
+        inputs = leaves([x, h0])
+        y, (_, c_n) = ours(inputs[0], (inputs[1], c0))
+        grads = torch.autograd.grad([y.sum(), c_n.sum()], [*inputs, *ours.parameters()])
+        found.append([y, c_n, *grads])
+    compared = 2 if value == 3.4e38 else None
+    for exact, here in zip(found[0][:compared], found[1][:compared], strict=True):
+        assert torch.equal(here.isnan(), exact.isnan())
+    for exact, here in zip(found[0][:2], found[1][:2], strict=True):
+        torch.testing.assert_close(here, exact, rtol=0, atol=0.05, equal_nan=True)
+
+
+@pytest.mark.parametrize("backward", ["bf16", "ieee"])
+def test_each_pass_takes_the_setting_of_its_time(backward, isa, precision):
+    """As PyTorch's own ops do: a graph holds tensors, and no settings."""
+    case = Case(T=3, B=9, I=33, H=40)
+    _, ours = case.modules()
+    x = torch.randn(3, 9, 33)
+
+    def passes(first: str, second: str) -> tuple[Tensor, list[Tensor]]:
+        precision(first)
+        y = ours(x)[0]
+        precision(second)
+        return y.detach(), list(torch.autograd.grad(y.sum(), list(ours.parameters())))
+
+    forward = "ieee" if backward == "bf16" else "bf16"
+    y, mixed = passes(forward, backward)
+    expected, whole = passes(forward, forward)
+    assert torch.equal(y, expected)
+    assert not all(torch.equal(a, b) for a, b in zip(mixed, whole, strict=True))
 
 
 def test_explain_says_which_runs(isa, precision):

@@ -69,7 +69,10 @@ struct BackwardScratch {
   const T **x_rows, **h_rows;
   const Acc<T>** c_again_rows;
   T *w_x, *w_h;
+  T *x_operands, *h_operands;
   Acc<T>* bias;
+
+  T* operands;  // rows of a product as the kernels read them, if not as they lie
 };
 
 template <class T>
@@ -179,7 +182,18 @@ class BackwardLayout {
       s.dc_rows = arena.take<const Acc<T>*>(rows);
       s.dx_rows = arena.take<T*>(chunk_rows_);
     }
+    const Kernels<T>& k = *args_.kernels;
+    const int64_t gates = 4 * p.hidden_size, out = p.output_size();
+    const int64_t group = plan_.row_groups * plan_.unit_groups;
+    const auto share = [&](int64_t n) { return ceil_div(ceil_div(n, k.lanes), group) * k.lanes; };
+    s.operands = arena.take<T>(std::max({
+        k.rows_size(rows, std::max(gates, out)),                       // of a step
+        k.rows_size(ceil_div(chunk_rows_, group), gates),              // dx
+        k.rows_size(std::max(share(gates), share(out)), chunk_rows_),  // dW
+    }));
     if (p.keep_every > 0) {
+      s.x_operands = arena.take<T>(k.rows_size(p.batch, p.input_size));
+      s.h_operands = arena.take<T>(k.rows_size(p.batch, out));
       const int64_t width = 4 * args_.kernels->lanes;
       s.x_rows = arena.take<const T*>(p.batch);
       s.h_rows = arena.take<const T*>(p.batch);

@@ -74,8 +74,9 @@ class BackwardProducts {
       pack_panels(listed, rows, out, b.h_panels);
     }
     group_barrier_.wait();  // packed
-    accumulate(dgates_t, units, rows, b.x_panels, p_.input_size, first, b.dw_ih);
-    accumulate(dgates_t, units, rows, b.h_panels, out, first, b.dw_hh);
+    const Rows<const T> a = operands(dgates_t, units, rows);
+    accumulate(a, units, rows, b.x_panels, p_.input_size, first, b.dw_ih);
+    accumulate(a, units, rows, b.h_panels, out, first, b.dw_hh);
     if (b.db != nullptr) {
       if (first) std::fill(b.db + units.begin, b.db + units.end, Acc<T>(0));
       k_.row_sums(dgates_t, layout_.transposed_stride(), units.size(), rows, b.db + units.begin);
@@ -93,14 +94,18 @@ class BackwardProducts {
     return out;
   }
 
-  // dw[units, n] (+)= a_t[units, rows] * panels
-  void accumulate(const T* a_t, Range units, int64_t rows, const T* panels, int64_t n, bool first,
-                  Acc<T>* dw) {
+  Rows<const T> operands(const T* a_t, Range units, int64_t rows) {
+    return k_.operands({a_t, layout_.transposed_stride()}, units.size(), rows, scratch_.operands);
+  }
+
+  // dw[units, n] (+)= a[units, rows] * panels
+  void accumulate(const Rows<const T>& a, Range units, int64_t rows, const T* panels, int64_t n,
+                  bool first, Acc<T>* dw) {
     if (dw == nullptr || units.size() == 0) return;
     PanelGemm<T, Acc<T>> g{};
     g.rows = units.size();
     g.k = rows;
-    g.a = {a_t, layout_.transposed_stride()};
+    g.a = a;
     g.c = {dw + units.begin * n, n};
     g.init_stride = n;
     const int64_t size = k_.panel_size(rows);
@@ -148,7 +153,7 @@ class BackwardProducts {
     PanelGemm<T, T> g{};
     g.rows = share.size();
     g.k = gates;
-    g.a = {b.dgates + share.begin * gates, gates};
+    g.a = k_.operands({b.dgates + share.begin * gates, gates}, g.rows, gates, scratch_.operands);
     g.c = {b.dx + (rows.begin + share.begin) * input, input};
     if (steps_.placed() && d == 0) {
       for (int64_t i = 0; i < share.size(); ++i) {
@@ -189,7 +194,7 @@ class BackwardProducts {
     const Range units = position_.share_of(out, k_.lanes);
     const T* dp_t = transposed(b, b.dp, out, n, units);
     group_barrier_.wait();  // packed
-    accumulate(dp_t, units, n, b.m_panels, hidden, first, b.dw_hr);
+    accumulate(operands(dp_t, units, n), units, n, b.m_panels, hidden, first, b.dw_hr);
   }
 
   const BackwardArgs<T>& a_;

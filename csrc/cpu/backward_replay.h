@@ -75,6 +75,8 @@ class BackwardReplay {
       dot.b_hh = w.b_hh;
       return k_.gate_dot(dot);
     }
+    g.x = k_.operands(g.x, g.rows, g.x_size, scratch_.x_operands);
+    if (g.h_size > 0) g.h_prev = k_.operands(g.h_prev, g.rows, g.h_size, scratch_.h_operands);
     g.w_x = scratch_.w_x;
     g.w_h = scratch_.w_h;
     g.init = scratch_.bias;

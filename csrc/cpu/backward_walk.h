@@ -80,7 +80,8 @@ class BackwardWalk {
     PanelGemm<T, Acc<T>> g{};
     g.rows = rows_.count(order.size(s));
     g.k = k;
-    g.a = mine(a + (order.offset(s) - first_row_) * k, k);
+    g.a =
+        k_.operands(mine(a + (order.offset(s) - first_row_) * k, k), g.rows, k, scratch_.operands);
     g.c = mine(c, n);
     const int64_t size = k_.panel_size(k);
     for_panels(columns, width(), s % 2 != 0,

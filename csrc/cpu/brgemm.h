@@ -1,5 +1,8 @@
 // oneDNN's micro-kernel for bfloat16, as torch exports it: the way to the processor's matrix unit
-// (AMX). Free of torch's headers, so that the kernels of an instruction set can include it.
+// (AMX). Not for float16: it is multiplied in float32, for which alone it has kernels, and the
+// micro-kernel takes it only where the processor multiplies float16 (AMX-FP16, AVX512-FP16), so
+// that kernels of it could not be forced, nor tested, elsewhere. Free of torch's headers, so that
+// the kernels of an instruction set can include it.
 #pragma once
 
 #include <cstdint>

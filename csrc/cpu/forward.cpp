@@ -118,6 +118,7 @@ class ForwardMember {
     g.rows = rows;
     g.k = p_.input_size;
     g.a.list = scratch_.x_rows;
+    g.a = k_.operands(g.a, rows, g.k, scratch_.x_operands);
     g.cols = int(width());
     for_each_by_turns(panels_, false, [&](int64_t panel, int64_t next) {
       g.panel = b.w_x + panel * input_panel();
@@ -167,6 +168,10 @@ class ForwardMember {
                    ? mine(b.m, hidden)
                    : step_rows_.at(a_.y + d * out, y_stride, here, g.rows, scratch_.y_rows);
 
+    if (plan_.algorithm == Algorithm::panels) {
+      if (g.x_size > 0) g.x = k_.operands(g.x, g.rows, g.x_size, scratch_.x_operands);
+      if (g.h_size > 0) g.h_prev = k_.operands(g.h_prev, g.rows, g.h_size, scratch_.h_operands);
+    }
     for_each_by_turns(panels_, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.unit = panel * k_.lanes;
       g.units = gate_panels_.units(panel);
@@ -236,7 +241,7 @@ class ForwardMember {
     PanelGemm<T, T> g{};
     g.rows = rows_.count(order.size(s));
     g.k = p_.hidden_size;
-    g.a = mine<const T>(b.m, p_.hidden_size);
+    g.a = k_.operands(mine<const T>(b.m, p_.hidden_size), g.rows, g.k, scratch_.h_operands);
     g.c = step_rows_.at(a_.y + d * out, y_stride, order.offset(s), g.rows, scratch_.y_rows);
     for_each_by_turns(panels, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.panel = b.w_r + panel * proj_panel();

@@ -29,6 +29,8 @@ struct ForwardScratch {
   const Acc<T>** c_rows;
   T **y_rows, **gates_rows;  // [rows] where a step's results go, if rows have places
   Acc<T>** c_next_rows;
+  T* x_operands;  // rows of x as the kernels read them, if not as they lie
+  T* h_operands;  // and of h, or of m
 };
 
 template <class T>
@@ -97,6 +99,11 @@ class ForwardLayout {
       s.gates_x = arena.take<Acc<T>>(panels * chunk * width);
       s.chunk_rows = chunk;
       s.x_rows = arena.take<const T*>(chunk);
+    }
+    if (plan_.algorithm == Algorithm::panels) {
+      const Kernels<T>& k = *args_.kernels;
+      s.x_operands = arena.take<T>(k.rows_size(batched ? chunk : rows, p.input_size));
+      s.h_operands = arena.take<T>(k.rows_size(rows, std::max(p.output_size(), p.hidden_size)));
     }
     if (p.packed) {
       s.h_rows = arena.take<const T*>(rows);

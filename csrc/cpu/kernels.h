@@ -46,6 +46,9 @@ constexpr int kPair = sizeof(Acc<T>) / sizeof(T);
 // Rows that share one pass over weights as they lie in memory (`gate_dot`).
 constexpr int kDotRows = 4;
 
+// Converted rows are as many as a multiple of this: few shapes for the micro-kernel to generate.
+constexpr int kOperandRows = 4;
+
 // Rows that lie a stride apart, or wherever a list says. P is the element type, const where the
 // rows are only read.
 template <class P>
@@ -168,12 +171,24 @@ struct Kernels {
   void (*row_sums)(const T* a, int64_t a_stride, int64_t rows, int64_t k, Acc<T>* sums);
   // c[0..n) = o * tanh(c): the cell's output before a projection
   void (*hidden)(const T* o, const Acc<T>* c, int64_t n, T* h);
+  // Null where products read the rows of A as they lie. Else it writes n rows of depth k as they
+  // are read, rows_size(n, k) elements, and returns where: once for all panels.
+  Rows<const T> (*convert_rows)(const Rows<const T>& rows, int64_t n, int64_t k, T* out) = nullptr;
   // Every thread that multiplied calls it in the end; null where there is nothing to be done.
   void (*release)() = nullptr;
 
   // Elements of a panel of depth k.
   int64_t panel_size(int64_t k) const {
     return 4 * lanes * ((k + pair - 1) / pair) * parts * int64_t(sizeof(Acc<T>) / sizeof(T));
+  }
+  Rows<const T> operands(const Rows<const T>& rows, int64_t n, int64_t k, T* out) const {
+    return convert_rows == nullptr ? rows : convert_rows(rows, n, k, out);
+  }
+  int64_t rows_size(int64_t n, int64_t k) const {
+    if (convert_rows == nullptr) return 0;
+    const int64_t vector = lanes * pair;
+    return (n + kOperandRows - 1) / kOperandRows * kOperandRows * ((k + vector - 1) / vector) *
+           lanes * parts;
   }
   // Elements of the panels that cover `columns` columns.
   int64_t panels_size(int64_t columns, int64_t k) const {

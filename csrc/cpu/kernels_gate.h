@@ -8,29 +8,24 @@ constexpr int kTogether = 3;
 // Pre-activations -> gates, c and h of R rows.
 template <class T, int R>
 FUSED_LSTM_INLINE void finish_rows(const GateStep<T>& s, int64_t row, const Vec<T> (*pre)[4]) {
-  using A = Acc<T>;
-  Gates<Vec<T>> a[R];
-  Vec<T> c[R];
+  Cell<T> cell[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-    a[r] = {sigmoid<A>(pre[r][0]), sigmoid<A>(pre[r][1]), tanh<A>(pre[r][2]),
-            sigmoid<A>(pre[r][3])};
     Vec<T> c_prev{};
     if (s.c_prev.given()) c_prev = load(s.c_prev.at(row + r) + s.unit, s.units);
-    c[r] = cell_state(a[r], c_prev);
-    store(s.c_next.at(row + r) + s.unit, c[r], s.units);
+    cell[r].step(pre[r], c_prev);
+    store(s.c_next.at(row + r) + s.unit, cell[r].c(), s.units);
     if (s.gates.given()) {
+      const Gates<Vec<T>> a = cell[r].gates();
       T* gates = s.gates.at(row + r) + s.unit;
-      store(gates, a[r].i, s.units);
-      store(gates + s.hidden, a[r].f, s.units);
-      store(gates + 2 * s.hidden, a[r].g, s.units);
-      store(gates + 3 * s.hidden, a[r].o, s.units);
+      store(gates, a.i, s.units);
+      store(gates + s.hidden, a.f, s.units);
+      store(gates + 2 * s.hidden, a.g, s.units);
+      store(gates + 3 * s.hidden, a.o, s.units);
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    store(s.h_next.at(row + r) + s.unit, hidden_state(a[r], tanh<A>(c[r])), s.units);
-  }
+  for (int r = 0; r < R; ++r) store(s.h_next.at(row + r) + s.unit, cell[r].h(), s.units);
 }
 
 template <class T, int M>
@@ -161,7 +156,7 @@ void gate_gradient(const GateGradient<T>& s) {
     A* dc_row = s.dc.at(row) + s.unit;
     Vec<T> dc = load(dc_row, n);
     if (s.dc_out.given()) dc += load(s.dc_out.at(row) + s.unit, n);
-    const Vec<T> tanh_c = tanh<A>(load(s.c.at(row) + s.unit, n));
+    const Vec<T> tanh_c = cell_tanh<T>(load(s.c.at(row) + s.unit, n));
     const Gates<Vec<T>> d = gate_gradients(a, c_prev, tanh_c, dh, dc);
     store(dc_row, dc, n);
     T* dgates = s.dgates.at(row) + s.unit;
@@ -177,6 +172,6 @@ void hidden(const T* o, const Acc<T>* c, int64_t n, T* h) {
   constexpr int lanes = kLanes<Acc<T>>;
   for (int64_t i = 0; i < n; i += lanes) {
     const int live = n - i < lanes ? int(n - i) : lanes;
-    store(h + i, load(o + i, live) * tanh<Acc<T>>(load(c + i, live)), live);
+    store(h + i, load(o + i, live) * cell_tanh<T>(load(c + i, live)), live);
   }
 }

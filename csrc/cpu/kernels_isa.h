@@ -5,6 +5,7 @@
 // Each builds on the ones before it.
 // clang-format off
 #include "vec.h"
+#include "kernels_cell.h"
 #include "kernels_gemm.h"
 #include "kernels_gate.h"
 #include "kernels_pack.h"

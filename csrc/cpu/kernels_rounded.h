@@ -7,16 +7,28 @@ FUSED_LSTM_INLINE VecF rounded_pair(VecF first, VecF second) {
   return (VecF)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
 
-// x, or what rounding it to bfloat16 leaves over: zero for what is not finite.
-template <int kPart>
+// Which bfloat16 stands for a float: the nearest, or the first or second of two whose sum it is.
+enum class Part { whole, high, low };
+
+// What rounds to infinity is split into a finite number of its sign and infinity. A product of sums
+// without that of the low parts is then what the product is: the infinite part meets the other
+// factor's high part, which has that one's sign, and is zero only where all of it is.
+FUSED_LSTM_INLINE VecF high_part(VecF x) {
+  constexpr float rounds_to_infinity = 0x1.ffp127f;
+  const VecI32 infinite = (x >= rounds_to_infinity) | (x <= -rounds_to_infinity);
+  constexpr int32_t above_two = 0x40000000;  // this bit of an exponent; 1 is infinity without it
+  return (VecF)((VecI32)x & ~(infinite & above_two));
+}
+
+template <Part kPart>
 FUSED_LSTM_INLINE VecF part_of_float(VecF x) {
-  if constexpr (kPart == 0) return x;
-  const VecF rest = x - widen(narrow(x));
-  return rest == rest ? rest : VecF{};
+  if constexpr (kPart == Part::whole) return x;
+  if constexpr (kPart == Part::high) return high_part(x);
+  return x - widen(narrow(high_part(x)));
 }
 
 // n floats from p on as bfloat16; the rest is zero.
-template <int kPart>
+template <Part kPart>
 FUSED_LSTM_INLINE VecF rounded_entries(const float* p, int64_t n) {
   constexpr int lanes = kLanes<float>;
   if (n >= 2 * lanes) {
@@ -28,7 +40,7 @@ FUSED_LSTM_INLINE VecF rounded_entries(const float* p, int64_t n) {
 }
 
 // Two rows of n floats as one row of pairs.
-template <int kPart>
+template <Part kPart>
 FUSED_LSTM_INLINE VecF rounded_columns(const float* row, const float* next, int64_t col, int n) {
   const VecF first = row == nullptr ? VecF{} : load(row + col, n);
   const VecF second = next == nullptr ? VecF{} : load(next + col, n);
@@ -39,8 +51,8 @@ FUSED_LSTM_INLINE VecF rounded_columns(const float* row, const float* next, int6
 }
 
 // One of the bfloat16 parts of float32.
-template <int kPart>
-struct Part {
+template <Part kPart>
+struct PartOf {
   using Element = float;
   using Operand = bfloat16;
 
@@ -52,7 +64,7 @@ struct Part {
   }
 };
 
-struct Rounded : Part<0> {
+struct Rounded : PartOf<Part::whole> {
   // A chain's length of every row is rounded at a time: 512 bytes a row, and 1 instruction in 16.
   template <int M, int N>
   static FUSED_LSTM_INLINE void multiply_add(VecF (&sum)[M][N], int64_t k, const float* (&a)[M],
@@ -80,19 +92,22 @@ struct Rounded : Part<0> {
 // Elements of one part of a panel.
 FUSED_LSTM_INLINE int64_t part_size(int64_t k) { return 4 * kLanes<float> * ((k + 1) / 2 * 2); }
 
-// Panels of the first kParts parts, one after the other.
+template <int kParts>
+constexpr Part kFirstPart = kParts == 1 ? Part::whole : Part::high;
+
+// Panels of all parts, one after the other.
 template <int kParts>
 void pack_transposed_parts(const PackTransposed<float>& s) {
   auto* panel = reinterpret_cast<bfloat16*>(s.panel);
-  pack_transposed<Part<0>>(s, panel);
-  if constexpr (kParts > 1) pack_transposed<Part<1>>(s, panel + part_size(s.k));
+  pack_transposed<PartOf<kFirstPart<kParts>>>(s, panel);
+  if constexpr (kParts > 1) pack_transposed<PartOf<Part::low>>(s, panel + part_size(s.k));
 }
 
 template <int kParts>
 void pack_rows_parts(const PackRows<float>& s) {
   auto* panel = reinterpret_cast<bfloat16*>(s.panel);
-  pack_rows<Part<0>>(s, panel);
-  if constexpr (kParts > 1) pack_rows<Part<1>>(s, panel + part_size(s.k));
+  pack_rows<PartOf<kFirstPart<kParts>>>(s, panel);
+  if constexpr (kParts > 1) pack_rows<PartOf<Part::low>>(s, panel + part_size(s.k));
 }
 
 // The kernels of float32 with such panels, but for those that multiply them.

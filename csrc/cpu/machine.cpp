@@ -67,9 +67,11 @@ class KernelProbe {
       : k_(kernels),
         weights_(std::max<int64_t>(weight_bytes, panel_bytes()) / int64_t(sizeof(T)), one()),
         rows_(kRows * kDepth, one()),
+        operands_(k_.rows_size(kRows, kDepth), one()),
         sums_(std::max<int64_t>(kRows, team) * width(), Acc<T>(1)),
         state_(kRows * k_.lanes, Acc<T>(1)),
-        gates_(kRows * width(), one()) {}
+        gates_(kRows * width(), one()),
+        operand_rows_(k_.operands({rows_.data(), kDepth}, kRows, kDepth, operands_.data())) {}
 
   int64_t panel_bytes() const { return k_.panel_size(kDepth) * int64_t(sizeof(T)); }
 
@@ -139,7 +141,7 @@ class KernelProbe {
     PanelGemm<T, Acc<T>> g{};
     g.rows = rows;
     g.k = kDepth;
-    g.a = {rows_.data(), kDepth};
+    g.a = operand_rows_;
     g.panel = weights_.data() + panel * k_.panel_size(kDepth);
     g.c = {sums_.data() + first_row * width(), width()};
     g.cols = int(width());
@@ -147,9 +149,10 @@ class KernelProbe {
   }
 
   const Kernels<T>& k_;
-  std::vector<T> weights_, rows_;
+  std::vector<T> weights_, rows_, operands_;
   std::vector<Acc<T>> sums_, state_;
   std::vector<T> gates_;
+  const Rows<const T> operand_rows_;
 };
 
 // A measurement beyond all reason was disturbed all along, and what is usual is taken instead: a

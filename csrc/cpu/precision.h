@@ -25,7 +25,8 @@ class ExactProducts {
 };
 
 // torch.backends.mkldnn.rnn.fp32_precision, or what it stands for. Whoever multiplies asks, as in
-// PyTorch's own ops: forward and backward, each when it runs.
+// PyTorch's own ops: forward and backward, each when it runs. A graph that was compiled or exported
+// holds tensors only, and could not say more.
 inline Products allowed_products() {
   if (ExactProducts::alive() > 0) return Products::exact;
   switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN)) {

@@ -39,6 +39,11 @@ FUSED_LSTM_INLINE VecF widen(VecU16 bits) {
 }
 
 // Round to nearest even; a NaN keeps its sign and becomes quiet.
+#if defined(FUSED_LSTM_BFLOAT16_DOT)
+FUSED_LSTM_INLINE VecU16 narrow(VecF value) {  // denormals become zero
+  return (VecU16)_mm512_cvtneps_pbh((__m512)value);
+}
+#else
 FUSED_LSTM_INLINE VecU16 narrow(VecF value) {
   const VecU32 bits = (VecU32)value;
   const VecU32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -46,6 +51,7 @@ FUSED_LSTM_INLINE VecU16 narrow(VecF value) {
   const VecU32 is_nan = (VecU32)(value != value);
   return __builtin_convertvector((rounded & ~is_nan) | (quiet & is_nan), VecU16);
 }
+#endif
 
 FUSED_LSTM_INLINE VecF load(const float* p) {
   VecF v;
