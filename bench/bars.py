@@ -205,8 +205,9 @@ def cells_and_steps(run: Run) -> Iterator[Bar]:
     for r in run.results:
         if r.workload.name == "cell, 1 x 128" and r.faster():
             yield at_least(f"LSTMCell, B=1, H=128, {r.mode}", 1.3, r.faster().median)
-        if r.workload.name == "step" and r.faster():
-            yield at_least("one step through the module, B=1, H=128", 6, r.faster().median)
+        if r.workload.name in ("step", "step, 32") and r.faster():
+            name = f"one step through the module, B=1, H={r.workload.input}"
+            yield at_least(name, 6, r.faster().median)
 
 
 def busy(run: Run) -> Iterator[Bar]:

@@ -114,6 +114,7 @@ def test_members_compiled_and_fallback():
             fakes.result(2.1, rows["ensemble of 8"], TRAINING),
             fakes.result(9.0, rows["per sample"], TRAINING),
             fakes.result(2.0, rows["atari"], TRAINING, compiled),
+            fakes.result(5.9, rows["step, 32"]),
             fakes.result(2.0, rows["small"], TRAINING, other("fallback", 2.0)),
             fakes.result(2.0, rows["single"], INFERENCE, other("fallback", 2.2)),
         ]
@@ -121,6 +122,7 @@ def test_members_compiled_and_fallback():
     assert found["vmap of 16: over one call"] is False
     assert found["ensemble of 8"] is True
     assert found["per sample"] is False
+    assert found["one step through the module, B=1, H=32"] is False
     assert found["torch.compile, 128 steps: seconds of the first call"] is True
     assert found["torch.compile, 128 steps: over eager"] is False
     assert found["slowest fallback over nn.LSTM"] is False
