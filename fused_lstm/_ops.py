@@ -116,6 +116,15 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     return capability >= (major, minor) and (ptx or capability[0] == major)
 
 
+# Known from the start where asking costs nothing: a program that torch.compile has traced is
+# compiled again when a dictionary that it looked into has grown.
+_reasons.update(
+    ((torch.device(kind), dtype), _find_reason(kind, dtype))
+    for kind in ("cpu", "meta")
+    for dtype in _DTYPES
+)
+
+
 def unknown_class(error: RuntimeError, *tensors: torch.Tensor) -> str | None:
     """Why an op failed, where it was for a tensor of a class that knows PyTorch's own ops only."""
     if isinstance(error, NotImplementedError):

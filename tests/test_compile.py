@@ -1,5 +1,7 @@
 """torch.compile takes the layer whole: no graph break, one op per layer, the same results."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -57,6 +59,27 @@ def test_one_more_length_is_one_compilation_and_all_others_none(extension, name)
         given = case.with_(T=steps).pack(case.with_(T=steps).sequences())
         torch.testing.assert_close(tensors_of(compiled(given)), tensors_of(ours(given)))
     assert counter.frame_count == 2
+
+
+FIRST_OF_A_PROCESS = """
+import torch, fused_lstm
+from torch._dynamo.testing import CompileCounterWithBackend
+counter = CompileCounterWithBackend("aot_eager")
+module, x = fused_lstm.LSTM(5, 6), torch.randn(3, 2, 5)
+compiled = torch.compile(module, backend=counter)
+compiled(x)
+fused_lstm.LSTM(5, 6)(x)
+fused_lstm.LSTM(5, 6).double()(x.double())
+compiled(x)
+print(counter.frame_count)
+"""
+
+
+def test_what_other_calls_learn_compiles_nothing_again(extension):
+    found = subprocess.run(
+        [sys.executable, "-c", FIRST_OF_A_PROCESS], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "1"
 
 
 def test_packed_input_that_came_sorted(extension):
