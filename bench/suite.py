@@ -42,7 +42,7 @@ def warn_if_busy() -> None:
         print(f"other processes use {busy:.1f} cores: times will be off", file=sys.stderr)
 
 
-def measure(todo: list[Case], options: argparse.Namespace, run: Run) -> None:
+def measure(chosen: list[Case], options: argparse.Namespace, run: Run) -> None:
     """Adds to `run` row by row; Ctrl-C ends it and loses only the row that was being measured."""
     budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
     console = Console(stderr=True)  # stdout holds nothing but the tables
@@ -51,9 +51,9 @@ def measure(todo: list[Case], options: argparse.Namespace, run: Run) -> None:
         *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
     )
     with progress:
-        task = progress.add_task("", total=len(todo))
+        task = progress.add_task("", total=len(chosen))
         try:
-            for workload, members in groupby(todo, key=lambda case: case.workload):
+            for workload, members in groupby(chosen, key=lambda case: case.workload):
                 row = None if workload.busy_core else Row(workload, options.threads, options.device)
                 for case in members:
                     progress.update(task, description=escape(f"{workload.name}, {case.mode}"))

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import oracle
 import pytest
 import torch
 from cases import DTYPE_IDS, DTYPES, complaint
@@ -31,17 +32,18 @@ def test_values_and_gradients(backend, device, dtype, bias, shape, hx):
     options = dict(dtype=dtype, device=device)
     x = torch.randn(*shape, 4, **options)
     state = (torch.randn(*shape, 6, **options), torch.randn(*shape, 6, **options))
-    found = []
-    for module in (theirs, ours):
-        leaf = x.clone().requires_grad_()
-        h, c = module(leaf, state if hx else None)
-        (h.float().sin().sum() + c.float().sum()).backward()
+    columns = []
+    for module in (ours, theirs, copy.deepcopy(theirs).double()):
+        own = module.weight_ih.dtype
+        leaf = x.detach().to(own).requires_grad_()
+        h, c = module(leaf, tuple(s.to(own) for s in state) if hx else None)
+        (h.double().sin().sum() + c.double().sum()).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
-        found.append([h, c, leaf.grad, *grads])
-    info = torch.finfo(dtype)
-    # Both round every result; nn.LSTMCell its intermediate ones too.
-    tolerances = dict(rtol=2 * info.eps, atol=2 * info.eps) if info.bits == 16 else {}
-    torch.testing.assert_close(found[1], found[0], **tolerances)
+        columns.append([h, c, leaf.grad, *grads])
+    names = ["h", "c", "gradient of x", *(f"gradient of {n}" for n, _ in ours.named_parameters())]
+    for name, *three in zip(names, *columns, strict=True):
+        assert three[0].shape == three[1].shape, name
+        oracle.assert_as_accurate(*three, name)
 
 
 def test_derivatives(backend, device):

@@ -53,6 +53,6 @@ def build_all(capability: tuple[int, int]) -> dict[str, str]:
         )
         return "" if done.returncode == 0 else (done.stdout + done.stderr)[-3000:]
 
-    todo = commands(architecture(capability))
-    with ThreadPoolExecutor(len(todo)) as pool:
-        return dict(zip(todo, pool.map(build, todo.values()), strict=True))
+    wanted = commands(architecture(capability))
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        return dict(zip(wanted, pool.map(build, wanted.values()), strict=True))
