@@ -115,7 +115,7 @@ def _recompute(every: int, training: bool, inside: bool, no_kernel: str | None) 
     if not training:
         return "of no effect: nothing is kept in inference"
     but = ", but for the last layer, whose own are returned" if inside else ""
-    return f"c of every {every}. step is kept, gates are not{but}"
+    return f"c is kept before every block of {every} steps, gates are not{but}"
 
 
 def _cpu_threads() -> int:

@@ -109,7 +109,7 @@ def test_segments(extension):
     lengths = torch.tensor([5, 0, 2])
     text = fused_lstm.explain(module, x, lengths=lengths, reset=reset)
     assert "3 steps, batch 3 (3 rows of 5 steps in segments)" in text
-    assert "recompute: c of every 4. step is kept, gates are not" in text
+    assert "recompute: c is kept before every block of 4 steps, gates are not" in text
     with torch.no_grad():
         text = fused_lstm.explain(module, x, lengths=lengths)
     assert "5 steps, batch 2" in text
