@@ -101,7 +101,7 @@ LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
   LstmProblem& p = call.problem;
   p.steps = call.steps.steps();
   p.batch = call.steps.batch();
-  p.rows = call.steps.rows();
+  p.rows = call.saved_rows = call.steps.rows();
   p.input_size = x.size(-1);
   p.hidden_size = weights[0].size(0) / 4;
   if (call.per_direction % 2 == 1) {
@@ -133,10 +133,10 @@ void check_saved(const LayerCall& call, const OptionalTensor& grad_y,
   check_tensor(grad_h_n, "grad_h_n", {p.directions, p.batch, p.output_size()}, x);
   check_tensor(grad_c_n, "grad_c_n", {p.directions, p.batch, p.hidden_size}, x);
   if (p.keep_every == 0) {
-    check_tensor(gates, "gates", {p.directions, p.rows, 4 * p.hidden_size}, x.scalar_type(),
-                 x.device());
+    check_tensor(gates, "gates", {p.directions, call.saved_rows, 4 * p.hidden_size},
+                 x.scalar_type(), x.device());
   }
-  check_tensor(c, "c", {p.directions, p.rows, p.hidden_size}, state_type(x.scalar_type()),
+  check_tensor(c, "c", {p.directions, call.saved_rows, p.hidden_size}, state_type(x.scalar_type()),
                x.device());
   TORCH_CHECK(needs.size() == weights + 3, "fused_lstm: expected ", weights + 3,
               " flags in needs, for x, h0, c0 and each weight, got ", needs.size());

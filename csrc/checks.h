@@ -17,7 +17,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 struct LayerCall {
   LstmProblem problem;
   Steps steps{0, 0};
-  int per_direction = 0;  // weights of one direction: 2, 3 (projection), 4 (bias) or 5 (both)
+  int per_direction = 0;   // weights of one direction: 2, 3 (projection), 4 (bias) or 5 (both)
+  int64_t saved_rows = 0;  // of gates and c: all, or the live ones if problem.compact
 
   bool projected() const { return problem.proj_size > 0; }
   int64_t state_size() const { return problem.output_size(); }

@@ -35,6 +35,7 @@ struct LstmProblem {
   // Of the saved, keep c of every so many steps only and no gates; 0 for everything. What is not
   // kept is computed again from the outputs, which are there.
   int64_t keep_every = 0;
+  bool compact = false;    // the saved have rows for the live ones only, in the order of Steps
   bool packed = false;     // input of PackedSequence, or segments
   bool prepacked = false;  // weights are panels already
 

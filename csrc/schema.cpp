@@ -127,17 +127,18 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def("lstm_layer_backward" FUSED_LSTM_BACKWARD);
   // The layer over sequences with lengths [B], cut where reset [T, B] says so and begun anew from
   // reset_h and reset_c; with gradients into c, and steps computed again in backward: see
-  // fused_lstm/sequences.py. Apart, for each argument costs a call of a small layer some of its
-  // time.
+  // fused_lstm/sequences.py. Where `compact`, gates and c are those of live rows only, in an order
+  // of the op's own. Apart, for each argument costs a call of a small layer some of its time.
   m.def(
       "lstm_sequence(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
       "bool[] reverse, Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, "
-      "bool save, int keep_every) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor c)");
+      "bool save, int keep_every, bool compact) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor "
+      "gates, Tensor c)");
   m.def(
       "lstm_sequence_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c, "
       "Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, "
       "Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor y, Tensor gates, "
-      "Tensor c, bool[] needs, int keep_every) -> Tensor[]");
+      "Tensor c, bool[] needs, int keep_every, bool compact) -> Tensor[]");
   // The same with their derivatives, in Python.
   m.def("_lstm_layer_recorded" FUSED_LSTM_FORWARD);
   m.def("_lstm_layer_backward_recorded" FUSED_LSTM_BACKWARD);

@@ -20,9 +20,9 @@ _DIFFERENTIABLE = (0, 2, 3, 7, 8)  # x, h0, c0, reset_h, reset_c among the argum
 
 class LSTMSequence(torch.autograd.Function):
     """``lstm_sequence`` of ``(x, batch_sizes, h0, c0, reverse, lengths, reset, reset_h, reset_c,
-    keep_every, *weights)``, everything saved.
+    keep_every, compact, *weights)``, everything saved.
 
-    ``c`` is differentiable where it is complete: where ``keep_every`` is 0.
+    ``c`` is differentiable where it is complete: where ``keep_every`` is 0, and not ``compact``.
     """  # fmt: skip
 
     @staticmethod
@@ -38,19 +38,20 @@ class LSTMSequence(torch.autograd.Function):
         reset_h: Tensor | None,
         reset_c: Tensor | None,
         keep_every: int,
+        compact: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         """Run the op, and save by ``save_for_backward`` only."""
         with torch._C._AutoDispatchBelowAutograd():
             y, h_n, c_n, gates, c = _ops.lstm_sequence(
                 x, batch_sizes, h0, c0, weights, reverse,
-                lengths, reset, reset_h, reset_c, True, keep_every,
+                lengths, reset, reset_h, reset_c, True, keep_every, compact,
             )  # fmt: skip
-        ctx.mark_non_differentiable(*((gates, c) if keep_every else (gates,)))
+        ctx.mark_non_differentiable(*((gates, c) if keep_every or compact else (gates,)))
         ctx.set_materialize_grads(False)
         inputs = (x, batch_sizes, h0, c0, lengths, reset, reset_h, reset_c)
         ctx.save_for_backward(*inputs, y, gates, c, *weights)
-        ctx.reverse, ctx.keep_every = reverse, keep_every
+        ctx.reverse, ctx.keep_every, ctx.compact = reverse, keep_every, compact
         return y, h_n, c_n, gates, c
 
     @staticmethod
@@ -63,7 +64,7 @@ class LSTMSequence(torch.autograd.Function):
         grads = (*grads[:3], grads[4])
         if all(grad is None for grad in grads):
             return (None,) * len(asked)
-        needs = [asked[0], asked[2], asked[3], *asked[10:], asked[7], asked[8]]
+        needs = [asked[0], asked[2], asked[3], *asked[11:], asked[7], asked[8]]
         plain = _transforms.covered() and not _transforms.any_legacy_batched(*grads)
         if torch.is_grad_enabled() or not plain:
             found = iter(
@@ -76,12 +77,12 @@ class LSTMSequence(torch.autograd.Function):
         else:
             found = _ops.lstm_sequence_backward(
                 *grads, x, batch_sizes, h0, c0, weights, ctx.reverse,
-                lengths, reset, reset_h, reset_c, y, gates, c, needs, ctx.keep_every,
+                lengths, reset, reset_h, reset_c, y, gates, c, needs, ctx.keep_every, ctx.compact,
             )  # fmt: skip
             dx, dh0, dc0, *rest = (
                 grad if need else None for grad, need in zip(found, needs, strict=True)
             )
-        return (dx, None, dh0, dc0, None, None, None, *rest[-2:], None, *rest[:-2])
+        return (dx, None, dh0, dc0, None, None, None, *rest[-2:], None, None, *rest[:-2])
 
 
 def _reference_gradients(
@@ -130,6 +131,7 @@ def lstm_sequence(
     reset_c: Tensor | None,
     save: bool,
     keep_every: int,
+    compact: bool,
 ) -> tuple[Tensor, ...]:
     """The op at autograd's keys: recorded, or on to its device.
 
@@ -146,12 +148,12 @@ def lstm_sequence(
     ):
         return autograd.apply(
             LSTMSequence, x, batch_sizes, h0, c0, reverse, lengths, reset, reset_h, reset_c,
-            keep_every, *weights,
+            keep_every, compact, *weights,
         )  # fmt: skip
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.lstm_sequence(
             x, batch_sizes, h0, c0, weights, reverse,
-            lengths, reset, reset_h, reset_c, save, keep_every,
+            lengths, reset, reset_h, reset_c, save, keep_every, compact,
         )  # fmt: skip
 
 
@@ -168,6 +170,7 @@ def _fake_forward(
     reset_c: Tensor | None,
     save: bool,
     keep_every: int,
+    compact: bool,
 ) -> tuple[Tensor, ...]:
     y, h_n, c_n, gates, c = _program._fake_forward(x, batch_sizes, h0, c0, weights, reverse, save)
     return y, h_n, c_n, x.new_empty(0) if keep_every else gates, c
@@ -193,6 +196,7 @@ def _fake_backward(
     c: Tensor,
     needs: list[bool],
     keep_every: int,
+    compact: bool,
 ) -> list[Tensor]:
     grads = _program._fake_backward(
         grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights, reverse, y, gates, c,

@@ -164,8 +164,11 @@ class SequenceCall:
                 _ops.warn_fallback(reason)
             return reference.lstm_sequence(x, *args)
         keep_every = self.recompute if torch.is_grad_enabled() and not inside else 0
-        run = _ops.lstm_sequence if torch.compiler.is_compiling() else _sequence_op.lstm_sequence
-        return run(x, *args, inside or keep_every > 0, keep_every)
+        # What is saved has as many rows as the input in a program, whose shapes know no lengths,
+        # and where the caller sees it.
+        compiling = torch.compiler.is_compiling()
+        run = _ops.lstm_sequence if compiling else _sequence_op.lstm_sequence
+        return run(x, *args, inside or keep_every > 0, keep_every, not (inside or compiling))
 
     def results(
         self, output: Tensor | PackedSequence, state: State

@@ -22,6 +22,7 @@ class BackwardReplay {
         k_(*args.kernels),
         layout_(layout),
         scratch_(scratch),
+        saved_(steps_, p_.compact),
         gate_panels_(p_, k_),
         panels_(position.share_of(gate_panels_.count())) {}
 
@@ -109,7 +110,7 @@ class BackwardReplay {
       if (i >= continued) {
         c = b.c0 + i * hidden;
       } else if (first) {
-        c = a_.c + (d * steps_.tensor_rows() + steps_.place(before)) * hidden;
+        c = a_.c + (d * saved_.rows() + saved_.of(before)) * hidden;
       } else {
         c = b.c_again + (before - first_row_) * hidden;
       }
@@ -124,6 +125,7 @@ class BackwardReplay {
   const Kernels<T>& k_;
   const BackwardLayout<T>& layout_;
   const BackwardScratch<T>& scratch_;
+  const Places saved_;
   const GatePanels<T> gate_panels_;
   const Range panels_;
   int64_t first_row_ = 0;  // of the block, among all rows

@@ -11,7 +11,7 @@ template <class T>
 class SavedStates {
  public:
   SavedStates(const BackwardArgs<T>& args, const BackwardLayout<T>& layout)
-      : a_(args), steps_(*args.steps), layout_(layout) {}
+      : a_(args), places_(*args.steps, args.problem.compact), layout_(layout) {}
 
   // From now on walk steps [s0, s1) of a direction are in the block.
   void set_block(const TimeOrder& order, int64_t s0, int64_t s1) {
@@ -25,7 +25,7 @@ class SavedStates {
   const T* gates(int d, int64_t row) const {
     const int64_t size = 4 * a_.problem.hidden_size;
     return blocks() ? layout_.direction(d).gates_again + (row - first_row_) * size
-                    : a_.gates + (d * steps_.tensor_rows() + steps_.place(row)) * size;
+                    : a_.gates + (d * places_.rows() + places_.of(row)) * size;
   }
   const Acc<T>* c(int d, int64_t row) const { return blocks() ? c_again(d, row) : c_kept(d, row); }
 
@@ -34,15 +34,15 @@ class SavedStates {
                       const MemberRows& rows, const T** list) const {
     const int64_t size = 4 * a_.problem.hidden_size;
     if (blocks()) return strided(gates(d, order.offset(s)), size, rows);
-    return StepRows(steps_, rows)
-        .at(a_.gates + d * steps_.tensor_rows() * size, size, order.offset(s), count, list);
+    return StepRows(places_, rows)
+        .at(a_.gates + d * places_.rows() * size, size, order.offset(s), count, list);
   }
   Rows<const Acc<T>> c(int d, const TimeOrder& order, int64_t s, int64_t count,
                        const MemberRows& rows, const Acc<T>** list) const {
     const int64_t size = a_.problem.hidden_size;
     if (in_block(s)) return strided(c_again(d, order.offset(s)), size, rows);
-    return StepRows(steps_, rows)
-        .at(a_.c + d * steps_.tensor_rows() * size, size, order.offset(s), count, list);
+    return StepRows(places_, rows)
+        .at(a_.c + d * places_.rows() * size, size, order.offset(s), count, list);
   }
 
  private:
@@ -51,7 +51,7 @@ class SavedStates {
     return layout_.direction(d).c_again + (row - first_row_) * a_.problem.hidden_size;
   }
   const Acc<T>* c_kept(int d, int64_t row) const {
-    return a_.c + (d * steps_.tensor_rows() + steps_.place(row)) * a_.problem.hidden_size;
+    return a_.c + (d * places_.rows() + places_.of(row)) * a_.problem.hidden_size;
   }
   template <class U>
   static Rows<U> strided(U* first, int64_t stride, const MemberRows& rows) {
@@ -59,7 +59,7 @@ class SavedStates {
   }
 
   const BackwardArgs<T>& a_;
-  const Steps& steps_;
+  const Places places_;
   const BackwardLayout<T>& layout_;
   int64_t begin_ = 0, end_ = 0, first_row_ = 0;
 };

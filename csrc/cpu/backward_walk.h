@@ -33,7 +33,7 @@ class BackwardWalk {
         row_barrier_(row_barrier),
         scratch_(scratch),
         rows_(steps_, position.row_group, plan.row_groups),
-        step_rows_(steps_, rows_),
+        step_rows_(Places(steps_, false), rows_),
         out_units_(part_of(p_.output_size(), position.unit_group, plan.unit_groups, width())),
         hidden_units_(part_of(p_.hidden_size, position.unit_group, plan.unit_groups, width())) {}
 

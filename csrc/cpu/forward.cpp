@@ -22,7 +22,9 @@ class ForwardMember {
         group_barrier_(barriers.group(position_)),
         row_barrier_(barriers.rows(position_)),
         rows_(steps_, position_.row_group, plan.row_groups),
-        step_rows_(steps_, rows_),
+        step_rows_(Places(steps_, false), rows_),
+        saved_(steps_, p_.compact),
+        saved_rows_(saved_, rows_),
         gate_panels_(p_, k_),
         panels_(part_of(gate_panels_.count(), position_.unit_group, plan.unit_groups)),
         scratch_(layout.scratch(rank)) {}
@@ -141,7 +143,7 @@ class ForwardMember {
     const ForwardDirection<T>& b = layout_.direction(d);
     const DirectionWeights<T>& w = a_.weights[d];
     const int64_t hidden = p_.hidden_size, out = p_.output_size(), y_stride = p_.directions * out;
-    const int64_t here = order.offset(s), saved = d * steps_.tensor_rows();
+    const int64_t here = order.offset(s), saved = d * saved_.rows();
     GateDot<T> dot{};
     GateStep<T>& g = dot.step;
     g.rows = rows_.count(order.size(s));
@@ -158,11 +160,11 @@ class ForwardMember {
     set_state(d, order, s, &g);
     g.c_next = mine(b.c0, hidden);
     if (keeps(s)) {
-      g.c_next = step_rows_.at(a_.c + saved * hidden, hidden, here, g.rows, scratch_.c_next_rows);
+      g.c_next = saved_rows_.at(a_.c + saved * hidden, hidden, here, g.rows, scratch_.c_next_rows);
     }
     if (a_.gates != nullptr) {
-      g.gates = step_rows_.at(a_.gates + saved * 4 * hidden, 4 * hidden, here, g.rows,
-                              scratch_.gates_rows);
+      g.gates = saved_rows_.at(a_.gates + saved * 4 * hidden, 4 * hidden, here, g.rows,
+                               scratch_.gates_rows);
     }
     g.h_next = p_.proj_size > 0
                    ? mine(b.m, hidden)
@@ -221,8 +223,8 @@ class ForwardMember {
     g->h_prev =
         step_rows_.at<const T>(a_.y + d * out, y_stride, before, continued, scratch_.h_rows);
     if (keeps(s - 1)) {
-      g->c_prev = step_rows_.at<const Acc<T>>(a_.c + d * steps_.tensor_rows() * hidden, hidden,
-                                              before, continued, scratch_.c_rows);
+      g->c_prev = saved_rows_.at<const Acc<T>>(a_.c + d * saved_.rows() * hidden, hidden, before,
+                                               continued, scratch_.c_rows);
     }
     if (continued == g->rows) return;
     for (int64_t j = 0; j < g->rows; ++j) {
@@ -261,10 +263,10 @@ class ForwardMember {
       const bool kept = keeps(order.time(t));
       const int64_t end = std::min(ending.end, share.end);
       for (int64_t row = std::max(ending.begin, share.begin); row < end; ++row) {
-        const int64_t last = steps_.place(steps_.offset(t) + row);
-        const T* h = a_.y + last * p_.directions * out + d * out;
+        const int64_t last = steps_.offset(t) + row;
+        const T* h = a_.y + steps_.place(last) * p_.directions * out + d * out;
         std::copy(h, h + out, a_.h_n + (d * p_.batch + row) * out);
-        const Acc<T>* c = kept ? a_.c + (d * steps_.tensor_rows() + last) * hidden
+        const Acc<T>* c = kept ? a_.c + (d * saved_.rows() + saved_.of(last)) * hidden
                                : layout_.direction(d).c0 + row * hidden;
         narrow_all<T>(c, hidden, a_.c_n + (d * p_.batch + row) * hidden);
       }
@@ -282,6 +284,8 @@ class ForwardMember {
   Barrier& row_barrier_;
   const MemberRows rows_;
   const StepRows step_rows_;
+  const Places saved_;
+  const StepRows saved_rows_;
   const GatePanels<T> gate_panels_;
   const Range panels_;  // of hidden units
   const ForwardScratch<T> scratch_;

@@ -73,8 +73,8 @@ struct ForwardArgs {
   T* y;                    // [N, D * P]
   T* h_n;                  // [D, B, P]
   T* c_n;                  // [D, B, H]
-  T* gates;                // [D, N, 4H], null unless saved
-  Acc<T>* c;               // [D, N, H], null unless saved; where p.keep_every, of kept steps only
+  T* gates;                // [D, S, 4H], null unless saved; S = N, or the live ones if p.compact
+  Acc<T>* c;               // [D, S, H], null unless saved; where p.keep_every, of kept steps only
 };
 
 template <class T>
@@ -90,7 +90,7 @@ struct BackwardArgs {
   const T* gates;  // null where p.keep_every
   const Acc<T>* c;
   const T* grad_y;       // [N, D * P] or null
-  const Acc<T>* grad_c;  // [D, N, H] or null
+  const Acc<T>* grad_c;  // [D, N, H] or null; never where p.compact
   const T* grad_h_n;     // [D, B, P] or null
   const T* grad_c_n;     // [D, B, H] or null
   T* dx;                 // [N, I] or null; likewise below

@@ -48,25 +48,25 @@ class TeamBarriers {
   std::vector<Barrier> groups_, rows_;
 };
 
-// This member's rows of walk steps, in tensors that have a row for each row of the input.
+// This member's rows of walk steps, in tensors whose rows lie so.
 class StepRows {
  public:
-  StepRows(const Steps& steps, const MemberRows& rows) : steps_(steps), rows_(rows) {}
+  StepRows(const Places& places, const MemberRows& rows) : places_(places), rows_(rows) {}
 
   // The first `count` of the step whose rows begin at `offset`. `list` has room for them.
   template <class U>
   Rows<U> at(U* tensor, int64_t stride, int64_t offset, int64_t count, U** list) const {
-    if (!steps_.placed()) {
+    if (!places_.listed()) {
       return {tensor + (offset + rows_.row(0)) * stride, rows_.step() * stride};
     }
     for (int64_t j = 0; j < count; ++j) {
-      list[j] = tensor + steps_.place(offset + rows_.row(j)) * stride;
+      list[j] = tensor + places_.of(offset + rows_.row(j)) * stride;
     }
     return {nullptr, 0, list};
   }
 
  private:
-  const Steps& steps_;
+  const Places places_;
   const MemberRows& rows_;
 };
 

@@ -188,10 +188,10 @@ Forward allocate(const LayerCall& call, const at::Tensor& x) {
   y_shape.back() = p.directions * p.output_size();
   // Of c that is not kept nothing is written: small pages of it take no memory.
   const bool whole = p.keep_every == 0;
-  const std::vector<int64_t> c_shape{p.directions, p.rows, p.hidden_size};
+  const std::vector<int64_t> c_shape{p.directions, call.saved_rows, p.hidden_size};
   return {empty(y_shape, options), empty({p.directions, p.batch, p.output_size()}, options),
           empty({p.directions, p.batch, p.hidden_size}, options),
-          p.save && whole ? empty({p.directions, p.rows, 4 * p.hidden_size}, options)
+          p.save && whole ? empty({p.directions, call.saved_rows, 4 * p.hidden_size}, options)
                           : empty({0}, options),
           !p.save ? empty({0}, state)
           : whole ? empty(c_shape, state)

@@ -44,6 +44,22 @@ class MemberRows {
   int64_t first_, step_, most_;
 };
 
+// Where the live rows lie in a tensor: in one that has a row for each row of the input, or in one
+// of the live rows alone.
+class Places {
+ public:
+  Places(const Steps& steps, bool live_only)
+      : steps_(steps), listed_(steps.placed() && !live_only) {}
+
+  bool listed() const { return listed_; }
+  int64_t rows() const { return listed_ ? steps_.tensor_rows() : steps_.rows(); }
+  int64_t of(int64_t row) const { return listed_ ? steps_.place(row) : row; }
+
+ private:
+  const Steps& steps_;
+  bool listed_;
+};
+
 // The steps in the order in which a direction walks them: walk step s happens at time(s), and the
 // walk step that happens at time t is time(t).
 class TimeOrder {

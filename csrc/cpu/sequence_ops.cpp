@@ -1,5 +1,6 @@
 // lstm_sequence on the CPU: lengths and resets become segments, whose rows the kernels walk where
 // they lie; only states are put in the segments' order and back.
+#include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -69,6 +70,14 @@ LayerCall call_of(const LayerCall& call, const Segments& segments) {
   return inner;
 }
 
+// From here on the saved tensors are those of live rows only, where that was asked for: as large
+// as the packed input's.
+void make_compact(const std::optional<Segments>& segments, bool compact, LayerCall* call) {
+  if (!segments || !compact) return;
+  call->problem.compact = true;
+  call->saved_rows = segments->steps().rows();
+}
+
 // f(segment) of all segments.
 template <class F>
 at::Tensor index_of(const Segments& segments, const F& f) {
@@ -128,17 +137,23 @@ std::pair<OptionalTensor, OptionalTensor> into_segments(const Segments& segments
   return {states(a.h0, s.reset_h, p.output_size()), states(a.c0, s.reset_c, p.hidden_size)};
 }
 
+// Cleared in a few microseconds, the cost of a task for another thread.
+constexpr int64_t kTaskBytes = 1 << 17;
+
 // rows = 0 for steps of no segment, in each of `blocks` blocks of rows.
 void clear_dead(const Segments& segments, const at::Tensor& rows, int64_t blocks) {
   if (segments.dead().empty() || rows.numel() == 0) return;
   const int64_t bytes = rows.size(-1) * int64_t(rows.element_size());
   const int64_t block = rows.numel() / blocks * int64_t(rows.element_size());
   char* data = static_cast<char*>(rows.mutable_data_ptr());
-  for (int64_t b = 0; b < blocks; ++b) {
-    for (const int64_t place : segments.dead()) {
-      std::memset(data + b * block + place * bytes, 0, bytes);
+  const auto dead = int64_t(segments.dead().size());
+  at::parallel_for(0, dead, kTaskBytes / bytes + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::memset(data + b * block + segments.dead()[i] * bytes, 0, bytes);
+      }
     }
-  }
+  });
 }
 
 Forward run_segments(const LayerCall& call, const Segments& segments, const Arguments& a,
@@ -151,7 +166,7 @@ Forward run_segments(const LayerCall& call, const Segments& segments, const Argu
   h_n = at::empty({p.directions, segments.size(), p.output_size()}, options);
   c_n = at::empty({p.directions, segments.size(), p.hidden_size}, options);
   clear_dead(segments, y, 1);
-  if (p.save) clear_dead(segments, c, p.directions);
+  if (p.save && !p.compact) clear_dead(segments, c, p.directions);
   if (inner.problem.rows > 0) {
     compute(inner, {a.x, h0, c0, a.weights, a.reverse}, {y, h_n, c_n, gates, c});
   }
@@ -166,16 +181,17 @@ Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
                       const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
                       c10::List<bool> reverse, const OptionalTensor& lengths,
                       const OptionalTensor& reset, const OptionalTensor& reset_h,
-                      const OptionalTensor& reset_c, bool save, int64_t keep_every) {
+                      const OptionalTensor& reset_c, bool save, int64_t keep_every, bool compact) {
   const at::ScalarType type = x.scalar_type(), wide = at::kFloat;
   LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
   call.problem.keep_every = save ? keep_every : 0;
   TORCH_CHECK(keep_every >= 0, "fused_lstm: expected keep_every of at least 0, got ", keep_every);
   if (!has_kernels(type)) {
     const ExactProducts exact;
-    Forward out = lstm_sequence(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
-                                converted(weights, wide), reverse, lengths, reset,
-                                converted(reset_h, wide), converted(reset_c, wide), save, 0);
+    Forward out =
+        lstm_sequence(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
+                      converted(weights, wide), reverse, lengths, reset, converted(reset_h, wide),
+                      converted(reset_c, wide), save, 0, compact);
     const at::Tensor& gates = std::get<3>(out);
     return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
             keep_every > 0 ? at::empty({0}, x.options()) : gates.to(type), std::get<4>(out)};
@@ -183,6 +199,7 @@ Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
   const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
   const Arguments arguments{x, h0, c0, weights, reverse};
   const std::optional<Segments> segments = read_segments(call, s);
+  make_compact(segments, compact, &call);
   const Forward out = allocate(call, x);
   if (segments) return run_segments(call, *segments, arguments, s, out);
   if (call.problem.rows == 0) {
@@ -264,14 +281,15 @@ std::vector<at::Tensor> lstm_sequence_backward(
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
     c10::List<bool> reverse, const OptionalTensor& lengths, const OptionalTensor& reset,
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const at::Tensor& y,
-    const at::Tensor& gates, const at::Tensor& c, c10::List<bool> needs, int64_t keep_every) {
+    const at::Tensor& gates, const at::Tensor& c, c10::List<bool> needs, int64_t keep_every,
+    bool compact) {
   const at::ScalarType type = x.scalar_type(), wide = at::kFloat;
   if (!has_kernels(type) && keep_every > 0) {  // the whole layer again: rounded as it was
     const Forward again = lstm_sequence(x, batch_sizes, h0, c0, weights, reverse, lengths, reset,
-                                        reset_h, reset_c, true, 0);
+                                        reset_h, reset_c, true, 0, compact);
     return lstm_sequence_backward(grad_y, grad_h_n, grad_c_n, grad_c, x, batch_sizes, h0, c0,
                                   weights, reverse, lengths, reset, reset_h, reset_c, y,
-                                  std::get<3>(again), std::get<4>(again), needs, 0);
+                                  std::get<3>(again), std::get<4>(again), needs, 0, compact);
   }
   if (!has_kernels(type)) {
     const ExactProducts exact;
@@ -279,7 +297,7 @@ std::vector<at::Tensor> lstm_sequence_backward(
         converted(grad_y, wide), converted(grad_h_n, wide), converted(grad_c_n, wide), grad_c,
         x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide), converted(weights, wide),
         reverse, lengths, reset, converted(reset_h, wide), converted(reset_c, wide), y.to(wide),
-        gates.to(wide), c, needs, keep_every);
+        gates.to(wide), c, needs, keep_every, compact);
     return converted(grads, type);
   }
   LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, true);
@@ -292,12 +310,15 @@ std::vector<at::Tensor> lstm_sequence_backward(
               needs.size());
   c10::List<bool> of_layer;
   for (size_t i = 0; i < count; ++i) of_layer.push_back(needs.get(i));
+  const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
+  const std::optional<Segments> segments = read_segments(call, s);
+  make_compact(segments, compact, &call);
   check_saved(call, grad_y, grad_h_n, grad_c_n, x, y, gates, c, of_layer, weights.size());
+  TORCH_CHECK(!(compact && is_given(grad_c)), "fused_lstm: c of live rows only takes no gradient");
   const Saved saved{dense(grad_y),  dense(grad_h_n),    dense(grad_c_n), dense(grad_c),
                     y.contiguous(), gates.contiguous(), c.contiguous()};
-  const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
   const Arguments arguments{x, h0, c0, weights, reverse};
-  if (const auto segments = read_segments(call, s)) {
+  if (segments) {
     return gradients_of_segments(call, *segments, arguments, s, saved, needs);
   }
   std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, of_layer);
