@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "machine.h"
+#include "memory_pool.h"
 #include "precision.h"
 #include "probes.h"
 #include "running.h"
@@ -108,6 +109,13 @@ void bind(py::module_& m) {
       "Asks for a plan, as FUSED_LSTM_CPU_PLAN does; \"\" takes that back.", py::arg("text"));
   m.def("last_cpu_plan", &last_plan, "The plan of the last call on this thread, or None.",
         py::arg("backward") = false);
+  m.def(
+      "memory_pool",
+      [] {
+        const PoolState state = pool_state();
+        return py::dict(py::arg("used") = state.used, py::arg("idle") = state.idle);
+      },
+      "Bytes of saved gates and c: in use, and kept for the next call.");
   m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");
   m.def(
       "cpu_machine",

@@ -1,11 +1,12 @@
 // The ops on the CPU: allocation, conversion of types that have no kernels, and dispatch.
 #include <ATen/ops/empty.h>
-#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
+#include "cpu/call_memory.h"
 #include "cpu/dispatch.h"
 #include "cpu/huge_pages.h"
 #include "cpu/layer.h"
+#include "cpu/memory_pool.h"
 #include "cpu/precision.h"
 #include "cpu/run.h"
 #include "cpu/running.h"
@@ -63,11 +64,6 @@ void set_weights(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   }
 }
 
-void* aligned(const c10::DataPtr& bytes) {
-  const auto address = reinterpret_cast<uintptr_t>(bytes.get());
-  return reinterpret_cast<void*>((address + 63) / 64 * 64);
-}
-
 // Plans for the threads at hand and runs; with one thread where the plan's team is not to be had.
 // Returns the plan that ran.
 template <class T, class Plan, class Size, class Run>
@@ -76,10 +72,8 @@ CpuPlan plan_and_run(const Kernels<T>& kernels, const Plan& plan_for, const Size
   const PlanRequest request = requested_plan();
   for (int threads = available_threads();; threads = 1) {
     const CpuPlan plan = plan_for(machine(kernels, threads), request);
-    const size_t size = size_of(plan) + 64;
-    const c10::DataPtr bytes = c10::GetCPUAllocator()->allocate(size);
-    prefer_huge_pages(bytes.get(), size);
-    if (run(plan, aligned(bytes))) return plan;
+    const CallMemory workspace(size_of(plan));
+    if (run(plan, workspace.data())) return plan;
   }
 }
 
@@ -191,10 +185,11 @@ Forward allocate(const LayerCall& call, const at::Tensor& x) {
   const std::vector<int64_t> c_shape{p.directions, call.saved_rows, p.hidden_size};
   return {empty(y_shape, options), empty({p.directions, p.batch, p.output_size()}, options),
           empty({p.directions, p.batch, p.hidden_size}, options),
-          p.save && whole ? empty({p.directions, call.saved_rows, 4 * p.hidden_size}, options)
-                          : empty({0}, options),
+          p.save && whole
+              ? pooled_tensor({p.directions, call.saved_rows, 4 * p.hidden_size}, options)
+              : empty({0}, options),
           !p.save ? empty({0}, state)
-          : whole ? empty(c_shape, state)
+          : whole ? pooled_tensor(c_shape, state)
                   : at::empty(c_shape, state)};
 }
 
