@@ -41,16 +41,8 @@ NO_RESULT = {"machine.cpp", "machine.h", "probes.cpp", "probes.h", "__main__.py"
 # Those that notice most faults come first; of no use here are the GPU's and the benchmark's.
 TESTS = [
     *("layer_values", "cpu_forced_plans", "gradients", "sequences", "streaming", "recompute"),
-    *(
-        "sequences_saved",
-        "matrix_units",
-        "precision",
-        "layouts",
-        "cell",
-        "isa",
-        "layer_errors",
-        "ops",
-    ),
+    *("sequences_saved", "memory_pool", "matrix_units", "precision", "layouts", "cell"),
+    *("isa", "layer_errors", "ops"),
     *("layer_edges", "cpu_plan", "explain", "layer_contract", "activations", "replace", "tracing"),
     *("transforms", "gradients_protocol", "determinism", "denormals", "fallback", "properties"),
     *("memory", "large", "export", "compile", "sequences_compile"),
