@@ -84,7 +84,6 @@ def everything(case: Case) -> list[torch.Tensor]:
     return [t.detach() for t in (*outputs, *found)]
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk", [1, 3, 7])

@@ -172,6 +172,22 @@ def test_autocast_to_float16_and_switched_off(backend):
     assert ours(x)[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("on", ["cpu", "cuda"])
+def test_autocast_of_another_device_changes_nothing(on, backend):
+    """Switched on for devices that the tensors are not on."""
+    module, x = fused_lstm.LSTM(4, 6), torch.randn(5, 3, 4)
+    if on == "cpu":
+        module, x = module.to("meta"), x.to("meta")
+    torch.set_autocast_enabled(on, True)
+    try:
+        assert torch._C._is_any_autocast_enabled()
+        y, (h_n, c_n) = module(x)
+    finally:
+        torch.set_autocast_enabled(on, False)
+    assert y.dtype == h_n.dtype == c_n.dtype == torch.float32
+    assert on == "cpu" or torch.equal(y, module(x)[0])
+
+
 def test_autocast_is_a_cast_of_the_operands(backend):
     """It does not reach inside, where bfloat16 operands are summed in float32."""
     ours, x = fused_lstm.LSTM(40, 50), torch.randn(5, 3, 40)

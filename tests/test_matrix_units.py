@@ -71,7 +71,6 @@ def test_its_arithmetic_is_its_own(extension, rounded):
     assert any(not torch.equal(a, b) for a, b in zip(found, everything(case), strict=True))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("dtype", [BF16, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", ["dense", "packed", "packed, projected"])
 def test_the_same_bits_whoever_computes_them(kind, dtype, force, rounded):  # noqa: F811

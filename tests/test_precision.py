@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import oracle
 import pytest
 import torch
-from cases import Case, gradients, leaves, run
+from cases import Case, column, exact_column, leaves, run
 from test_cpu_forced_plans import KINDS, everything
 from torch import Tensor
 
@@ -144,27 +143,19 @@ def test_tf32_is_far_within_its_bound(shape, isa, amx, precision):
 def test_every_kind(kind, setting, isa, precision):
     """No less accurate than nn.LSTM in bfloat16; "tf32" as accurate as in float32 to 2^-11."""
     case = KINDS[kind].with_(B=37)
+    drawn = torch.get_rng_state().numpy().tobytes()
     theirs, ours = case.modules()
     sequences, hx = case.sequences(), case.state()
-    flat = [p for group in theirs.all_weights for p in group]
-    exact = [leaves([t.double() for t in part]) for part in (sequences, hx, flat)]
-    groups = [len(group) for group in theirs.all_weights]
-    rest = iter(exact[2])
-    outputs = oracle.lstm(
-        exact[0], *exact[1], [[next(rest) for _ in range(n)] for n in groups], case.bidirectional
-    )
-    expected = [torch.cat(list(outputs[0])), *outputs[1:]]
-    expected += gradients(outputs, [*exact[0], *exact[2]])
+    expected = exact_column(case, True, drawn, sequences, hx, theirs.all_weights)
 
     precision(setting)
     theirs.bfloat16()
     errors = []
     for module, dtype in ((ours, torch.float32), (theirs, torch.bfloat16)):
-        xs = leaves([s.to(dtype) for s in sequences])
-        found = run(module, case, xs, tuple(t.to(dtype) for t in hx))
-        parameters = [p for group in module.all_weights for p in group]
-        tensors = [torch.cat(list(found[0])), *found[1:], *gradients(found, [*xs, *parameters])]
-        errors.append(worst(tensors, expected))
+        xs, states = (leaves([t.to(dtype) for t in part]) for part in (sequences, hx))
+        weights = [p for group in module.all_weights for p in group]
+        found = column(case, True, run(module, case, xs, states), xs, *states, weights)
+        errors.append(worst(found, expected))
     assert errors[0] < (1.5 * errors[1] if setting == "bf16" else 2**-11)
 
 
