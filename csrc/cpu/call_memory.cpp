@@ -21,7 +21,7 @@ CallMemory::CallMemory(size_t bytes) {
   for (int slot = 0; slot < kSlots && block_ == nullptr; ++slot) {
     block_.reset(kept[slot].exchange(nullptr));
   }
-  if (block_ != nullptr && block_->size >= bytes) return;
+  if (block_ != nullptr && block_->holds(bytes)) return;
   block_.reset();
   block_ = std::make_unique<MemoryBlock>(bytes);
 }

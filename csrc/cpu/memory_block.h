@@ -14,12 +14,21 @@
 
 namespace fused_lstm::cpu {
 
+// Whether a block serves only who asks for its very size: so the sanitizer sees who writes beyond
+// what he asked for.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kExactSize = true;
+#else
+constexpr bool kExactSize = false;
+#endif
+
 struct MemoryBlock {
   explicit MemoryBlock(size_t bytes)
       : size(bytes), memory(c10::GetCPUAllocator()->allocate(bytes + kLine)) {
     prefer_huge_pages(memory.get(), bytes);
   }
 
+  bool holds(size_t bytes) const { return kExactSize ? size == bytes : size >= bytes; }
   // From a cache line on, `size` bytes.
   void* begin() const {
     const auto address = reinterpret_cast<uintptr_t>(memory.get());

@@ -18,13 +18,7 @@ constexpr size_t kLeast = 64 << 10;
 // once, so that blocks of odd sizes do not pile up where every batch has another length.
 constexpr size_t kMostIdle = 256 << 20;
 constexpr size_t kSlack = 32 << 20;
-// How many times larger than asked for a block may be. The sanitizer sees who writes beyond the end
-// of a block, so there it is of the very size.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kMostWaste = 1;
-#else
-constexpr size_t kMostWaste = 2;
-#endif
+constexpr size_t kMostWaste = 2;  // times larger than asked for
 
 using Blocks = std::vector<std::unique_ptr<MemoryBlock>>;
 
@@ -69,11 +63,9 @@ class Pool {
     if (!lock.owns_lock()) return nullptr;
     auto best = idle_.end();
     for (auto it = idle_.begin(); it != idle_.end(); ++it) {
-      const size_t size = (*it)->size;
-      if (size >= bytes && size / kMostWaste <= bytes &&
-          (best == idle_.end() || size < (*best)->size)) {
-        best = it;
-      }
+      const MemoryBlock& block = **it;
+      const bool fits = block.holds(bytes) && block.size / kMostWaste <= bytes;
+      if (fits && (best == idle_.end() || block.size < (*best)->size)) best = it;
     }
     if (best == idle_.end()) return nullptr;
     std::unique_ptr<MemoryBlock> block = std::move(*best);
