@@ -115,7 +115,7 @@ void bind(py::module_& m) {
         const PoolState state = pool_state();
         return py::dict(py::arg("used") = state.used, py::arg("idle") = state.idle);
       },
-      "Bytes of saved gates and c: in use, and kept for the next call.");
+      "Bytes of larger tensors that the ops made: in use, and kept for the next call.");
   m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");
   m.def(
       "cpu_machine",

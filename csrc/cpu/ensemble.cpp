@@ -1,7 +1,6 @@
 // One problem per member of an ensemble: what vmap over weights runs. Tensors have the members in
 // front, batch_sizes apart, which they share.
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -50,19 +49,10 @@ int64_t members_of(const Tensor& x, const OptionalTensor& h0, const OptionalTens
   return x.size(0);
 }
 
-std::vector<int64_t> stack_shape(int64_t size, const Tensor& like) {
+Tensor stacked(int64_t size, const Tensor& like) {
   std::vector<int64_t> shape = like.sizes().vec();
   shape.insert(shape.begin(), size);
-  return shape;
-}
-Tensor stacked(int64_t size, const Tensor& like) {
-  return at::empty(stack_shape(size, like), like.options());
-}
-Forward stacked(int64_t size, const Forward& like) {
-  const auto& [y, h_n, c_n, gates, c] = like;
-  return {stacked(size, y), stacked(size, h_n), stacked(size, c_n),
-          pooled_tensor(stack_shape(size, gates), gates.options()),
-          pooled_tensor(stack_shape(size, c), c.options())};
+  return pooled_tensor(shape, like.options());
 }
 
 // Calls run(k) for every member, on all threads at once where there are as many members: each then
@@ -104,7 +94,9 @@ Forward lstm_ensemble(const Tensor& x, const OptionalTensor& batch_sizes, const 
                       converted(weights, wide), reverse, save);
     return {y.to(type), h_n.to(type), c_n.to(type), gates.to(type), c};
   }
-  const Forward out = stacked(size, allocate(call, member(x, 0)));
+  const Forward out =
+      std::apply([&](const auto&... tensors) { return Forward{stacked(size, tensors)...}; },
+                 allocate(call, member(x, 0)));
   if (call.problem.rows == 0) {
     set_state(std::get<1>(out), h0);
     set_state(std::get<2>(out), c0);

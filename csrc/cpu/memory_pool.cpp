@@ -18,7 +18,7 @@ constexpr size_t kLeast = 64 << 10;
 // once, so that blocks of odd sizes do not pile up where every batch has another length.
 constexpr size_t kMostIdle = 256 << 20;
 constexpr size_t kSlack = 32 << 20;
-constexpr size_t kMostWaste = 2;  // times larger than asked for
+constexpr size_t kMostWaste = 4;  // a block may be larger than asked for by the 4th part
 
 using Blocks = std::vector<std::unique_ptr<MemoryBlock>>;
 
@@ -64,7 +64,7 @@ class Pool {
     auto best = idle_.end();
     for (auto it = idle_.begin(); it != idle_.end(); ++it) {
       const MemoryBlock& block = **it;
-      const bool fits = block.holds(bytes) && block.size / kMostWaste <= bytes;
+      const bool fits = block.holds(bytes) && block.size - bytes <= bytes / kMostWaste;
       if (fits && (best == idle_.end() || block.size < (*best)->size)) best = it;
     }
     if (best == idle_.end()) return nullptr;

@@ -1,4 +1,4 @@
-// Memory for what a forward pass saves: the next one gets it again.
+// Memory for outputs, gradients and what is saved: the next call gets it again.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -4,7 +4,6 @@
 
 #include "cpu/call_memory.h"
 #include "cpu/dispatch.h"
-#include "cpu/huge_pages.h"
 #include "cpu/layer.h"
 #include "cpu/memory_pool.h"
 #include "cpu/precision.h"
@@ -103,12 +102,6 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   last_plans().ran_forward = true;
 }
 
-at::Tensor empty(at::IntArrayRef shape, const at::TensorOptions& options) {
-  at::Tensor tensor = at::empty(shape, options);
-  prefer_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
-  return tensor;
-}
-
 template <class T>
 void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
                   const c10::List<bool>& reverse, const std::vector<at::Tensor>& grads) {
@@ -183,12 +176,13 @@ Forward allocate(const LayerCall& call, const at::Tensor& x) {
   // Of c that is not kept nothing is written: small pages of it take no memory.
   const bool whole = p.keep_every == 0;
   const std::vector<int64_t> c_shape{p.directions, call.saved_rows, p.hidden_size};
-  return {empty(y_shape, options), empty({p.directions, p.batch, p.output_size()}, options),
-          empty({p.directions, p.batch, p.hidden_size}, options),
+  return {pooled_tensor(y_shape, options),
+          pooled_tensor({p.directions, p.batch, p.output_size()}, options),
+          pooled_tensor({p.directions, p.batch, p.hidden_size}, options),
           p.save && whole
               ? pooled_tensor({p.directions, call.saved_rows, 4 * p.hidden_size}, options)
-              : empty({0}, options),
-          !p.save ? empty({0}, state)
+              : pooled_tensor({0}, options),
+          !p.save ? pooled_tensor({0}, state)
           : whole ? pooled_tensor(c_shape, state)
                   : at::empty(c_shape, state)};
 }
@@ -207,7 +201,7 @@ std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tens
   grads.reserve(needs.size());
   auto add = [&](at::IntArrayRef shape) {
     const bool needed = needs.get(grads.size());
-    grads.push_back(empty(needed ? shape : at::IntArrayRef({0}), options));
+    grads.push_back(pooled_tensor(needed ? shape : at::IntArrayRef({0}), options));
   };
   add(x.sizes());
   add({p.directions, p.batch, p.output_size()});
@@ -271,7 +265,7 @@ std::vector<at::Tensor> lstm_layer_backward(
   std::vector<at::Tensor> grads = allocate_gradients(call, x, weights, needs);
   if (kGatesToo) {
     const LstmProblem& p = call.problem;
-    grads.push_back(at::empty({p.directions, p.rows, 4 * p.hidden_size}, x.options()));
+    grads.push_back(pooled_tensor({p.directions, p.rows, 4 * p.hidden_size}, x.options()));
   }
   if (call.problem.rows == 0) {
     for (const at::Tensor& grad : grads) grad.zero_();
