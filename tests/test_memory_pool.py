@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -152,3 +154,16 @@ for thread in threads:
     thread.join()
 print(right)
 """) == [10]
+
+
+def test_tensors_of_the_pool_are_like_any_other(extension):
+    """They may be resized, shared with other processes, copied and pickled."""
+    module, x = layer()
+    with torch.no_grad():
+        y, _ = module(x)
+    expected = y.clone()
+    assert y.untyped_storage().resizable()
+    assert torch.equal(pickle.loads(pickle.dumps(y)), expected)
+    assert torch.equal(copy.deepcopy(y).share_memory_(), expected)
+    y.resize_(2 * T, B, H)
+    assert torch.equal(y[:T], expected)

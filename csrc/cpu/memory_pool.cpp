@@ -124,8 +124,8 @@ class PoolAllocator final : public c10::Allocator {
 }  // namespace
 
 at::Tensor pooled_tensor(at::IntArrayRef shape, const at::TensorOptions& options) {
-  static PoolAllocator allocator;
-  return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
+  static PoolAllocator* const allocator = new PoolAllocator;  // storages point to it
+  return at::detail::empty_generic(shape, allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    options.dtype().toScalarType(), std::nullopt);
 }
 
