@@ -257,7 +257,7 @@ def own_settings(run: Run) -> Iterator[Bar]:
 
 
 # Times faster than nn.LSTM, in rows with these names.
-LENGTHS = {"pyannet, packed": 3.0}  # in training
+LENGTHS = {"pyannet, packed": 3.0, "pyannet, half to all": 3.0}  # in training
 STREAMS = {"step": 8.0, "predictor, 1": 4.0, "predictor, 16": 2.5}
 RESETS_OVER_LOOP = 8.0
 # fused_lstm on the same rows without padding: already packed, or packed and padded again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,6 +53,7 @@ class Workload:
     ensemble: bool = False  # the members have weights of their own too
     calls: int = 1  # calls one after the other, each starting from the state of the one before
     tf32: bool = False  # float32 may be rounded to TF32 in products, on a GPU
+    shortest: float = 0.0  # packed: the least length that is drawn, as a share of the steps
     busy_core: bool = False  # with another process on one core, and without
     threads: int | None = None  # None: as many as the benchmark was told to use
     modes: tuple[str, ...] = MODES
@@ -77,11 +79,12 @@ class Workload:
         return str(self.dtype).removeprefix("torch.")
 
     def lengths(self) -> list[int]:
-        """Steps of each sequence. Packed: random, on average half, and one has all of them."""
+        """Steps of each sequence. Packed: random between the shortest and all, and one has all."""
         if not self.packed:
             return [self.steps] * self.batch
         generator = torch.Generator().manual_seed(0)
-        lengths = torch.randint(1, self.steps + 1, (self.batch,), generator=generator).tolist()
+        least = max(1, math.ceil(self.shortest * self.steps))
+        lengths = torch.randint(least, self.steps + 1, (self.batch,), generator=generator).tolist()
         lengths[0] = self.steps
         return lengths
 

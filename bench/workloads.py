@@ -92,6 +92,7 @@ def application_rows() -> list[Workload]:
         demucs,
         pyannet,
         replace(pyannet, name="pyannet, packed", group=PACKED, packed=True),
+        replace(pyannet, name="pyannet, half to all", group=PACKED, packed=True, shortest=0.5),
         replace(hydrology, name="hydrology, all steps", modes=(TRAINING,)),
         replace(hydrology, **training_last),
         replace(hydrology, name="hydrology, H=20", hidden=(20,), **training_last),
