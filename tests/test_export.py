@@ -154,7 +154,7 @@ def test_onnx(extension, tmp_path, name):
     found = session.run(None, {n: t.numpy() for n, t in zip(names, arguments, strict=True)})
     with torch.no_grad():
         expected = flat(WithState(ours)(*arguments))
-    torch.testing.assert_close(tuple(map(torch.from_numpy, found)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tuple(map(torch.from_numpy, found)), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
