@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "autograd.h"
 #include "cpu/bindings.h"
 #include "cpu/kernels.h"
 #include "cpu/team.h"
@@ -65,6 +66,19 @@ py::dict plan(int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_s
   return cuda::plan_facts(problem, device, allow_tf32, request);
 }
 
+// The Python function is never released: a backward pass may be the last to run in a process.
+Gradients by_python(const py::function& function) {
+  return [function = function.inc_ref().ptr()](const BackwardCall& a) {
+    const py::gil_scoped_acquire gil;
+    const auto flags = [](const c10::List<bool>& list) {
+      return std::vector<bool>(list.begin(), list.end());
+    };
+    return py::handle(function)(a.grad_y, a.grad_h_n, a.grad_c_n, a.x, a.batch_sizes, a.h0, a.c0,
+                                a.weights, flags(a.reverse), a.y, a.gates, a.c, flags(a.needs))
+        .cast<std::vector<OptionalTensor>>();
+  };
+}
+
 }  // namespace
 }  // namespace fused_lstm
 
@@ -84,6 +98,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "autocast "
       "ends.",
       py::arg("weight"), py::arg("dtype"));
+  m.def(
+      "set_transformed_gradients",
+      [](const py::function& f) { set_transformed_gradients(by_python(f)); },
+      "What computes the gradients of a layer where a transform is at work in backward.");
   m.def("plan", &plan, "How one layer would run, and why.", py::arg("steps"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size") = 0,
         py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("device") = "cpu",

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
+#include "autograd.h"
 #include "checks.h"
 #include "ops.h"
 
@@ -32,9 +33,9 @@ bool any_recorded(const Tensors&... tensors) {
   return (is_recorded(tensors) || ...);
 }
 
-// At autograd's keys a call either is recorded, by fused_lstm/autograd.py, or goes on to its
-// device. Passing these keys by would drop the derivative in silence; a boxed kernel, which is the
-// default, costs as much as a step of a small layer.
+// At autograd's keys a call either is recorded, under a transform by fused_lstm/autograd.py, or
+// goes on to its device. Passing these keys by would drop the derivative in silence; a boxed
+// kernel, which is the default, costs as much as a step of a small layer.
 Forward forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
                          const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                          const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
@@ -42,7 +43,12 @@ Forward forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto op = find_op<ForwardOp>("fused_lstm::lstm_layer");
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
-    return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
+    if (!is_plain(x, h0, c0, weights)) {
+      return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
+    }
+    Forward out = recorded_layer(keys, x, batch_sizes, h0, c0, weights, std::move(reverse));
+    if (!save) std::get<3>(out) = std::get<4>(out) = x.new_empty({0});
+    return out;
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, batch_sizes, h0, c0, weights,
@@ -82,7 +88,9 @@ Program program_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
     auto [y, h_n, c_n, gates, c] =
-        recorded.call(x, batch_sizes, h0, c0, weights, as_flags(reverse), false);
+        is_plain(x, h0, c0, weights)
+            ? recorded_layer(keys, x, batch_sizes, h0, c0, weights, as_flags(reverse))
+            : recorded.call(x, batch_sizes, h0, c0, weights, as_flags(reverse), false);
     return {y, h_n, c_n};
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -139,7 +147,7 @@ TORCH_LIBRARY(fused_lstm, m) {
       "Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, "
       "Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor y, Tensor gates, "
       "Tensor c, bool[] needs, int keep_every, bool compact) -> Tensor[]");
-  // The same with their derivatives, in Python.
+  // The same with their derivatives under transforms, in Python.
   m.def("_lstm_layer_recorded" FUSED_LSTM_FORWARD);
   m.def("_lstm_layer_backward_recorded" FUSED_LSTM_BACKWARD);
   // The backward op, with the gradients of the pre-activations [D, N, 4H] behind the others.

@@ -1,4 +1,8 @@
-"""The gradient of one layer: a ``torch.autograd.Function`` over the fused ops."""
+"""The gradient of one layer: ``torch.autograd.Function`` over the fused ops, for every transform.
+
+Plain autograd needs none of it but the second derivative: the op records a node of its own
+(``csrc/autograd.cpp``), which costs a call of a small layer less than one in Python.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +32,7 @@ def lstm_layer(
     """
     if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
         return _onnx.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
-    if torch.is_grad_enabled() and _is_plain() and any_requires_grad(x, h0, c0, *weights):
-        return apply(LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)[:3]
     return _ops.lstm(x, batch_sizes, h0, c0, weights, reverse)
-
-
-def _is_plain() -> bool:
-    """Whether nothing but eager autograd can be at work, so that no other has to be asked."""
-    return not (
-        _transforms.transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    )
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -57,7 +52,7 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, 
 
 
 class LSTMLayer(torch.autograd.Function):
-    """``(x, batch_sizes, h0, c0, reverse, *weights) -> (y, h_n, c_n, gates, c)``.
+    """``(x, batch_sizes, h0, c0, reverse, *weights) -> (y, h_n, c_n, gates, c)`` under a transform.
 
     ``gates`` and ``c`` are outputs only so that they can be saved (and seen by ``torch.func``);
     they carry no gradient.
@@ -81,10 +76,6 @@ class LSTMLayer(torch.autograd.Function):
         """Save by ``save_for_backward`` only: hooks and in-place checks then see every tensor."""
         x, batch_sizes, h0, c0, reverse, *weights = inputs
         y, _, _, gates, c = output
-        ctx.watch = None
-        if _may_change_in_place(y, batch_sizes, len(weights) // len(reverse)):
-            ctx.watch = _Watch(y)
-            y = y.data
         ctx.mark_non_differentiable(gates, c)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, batch_sizes, h0, c0, y, gates, c, *weights)
@@ -99,8 +90,6 @@ class LSTMLayer(torch.autograd.Function):
         needs = [asked[0], asked[2], asked[3], *asked[5:]]
         if grad_y is None and grad_h_n is None and grad_c_n is None:
             return (None,) * len(asked)
-        if ctx.watch is not None and ctx.watch.changed():
-            y = reference.output_of(gates, c, weights, len(ctx.reverse)).view_as(y)
         dx, dh0, dc0, *dweights = gradients_of_layer(
             grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
             weights, ctx.reverse, y, gates, c, needs,
@@ -138,30 +127,6 @@ def gradients_of_layer(
         grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights, reverse, y, gates, c, needs
     )
     return [grad if need else None for grad, need in zip(found, needs, strict=True)]
-
-
-def _may_change_in_place(y: Tensor, batch_sizes: Tensor | None, per_direction: int) -> bool:
-    """Whether a caller may change the output before backward, as that of ``torch.nn.LSTM``.
-
-    There it may not where oneDNN runs, which saves the output too: dense, without a projection, in
-    float32 and bfloat16.
-    """
-    if type(y) is not Tensor or _transforms.func_active():
-        return False  # traced or transformed: no tensor that a caller sees
-    dense = batch_sizes is None and per_direction in (2, 4)
-    return not dense or y.dtype not in (torch.float32, torch.bfloat16)
-
-
-class _Watch:
-    """Tells whether a tensor was changed in place, and keeps nothing of its memory."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._alias = tensor.detach()  # has the tensor's own version counter
-        self._alias.data = tensor.new_empty(0)  # and no longer its memory
-        self._version = self._alias._version
-
-    def changed(self) -> bool:
-        return self._alias._version != self._version
 
 
 def _backward_op(
@@ -290,3 +255,7 @@ def _pull_back(
         return torch.autograd.grad(
             outputs, inputs, grads, create_graph=create_graph, materialize_grads=True
         )
+
+
+if _ops.extension is not None:
+    _ops.extension.set_transformed_gradients(gradients_of_layer)

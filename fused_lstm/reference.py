@@ -229,14 +229,3 @@ def unprojected(gates: Tensor, c: Tensor) -> Tensor:
     """``o tanh(c) [D, N, H]``, the output before a projection, from what the forward op saved."""
     o = gates[..., 3 * c.shape[-1] :]
     return (o * c.tanh()).to(gates.dtype)
-
-
-def output_of(gates: Tensor, c: Tensor, weights: Sequence[Tensor], directions: int) -> Tensor:
-    """The output ``[N, D*P]`` from what the forward op saved: ``gates [D, N, 4H]``, ``c``."""
-    h = unprojected(gates, c)
-    per_direction = len(weights) // directions
-    if per_direction % 2:
-        h = torch.stack(
-            [F.linear(h[d], weights[(d + 1) * per_direction - 1]) for d in range(directions)]
-        )
-    return h.transpose(0, 1).flatten(1)

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from cases import Case
 from torch import nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -63,6 +65,7 @@ def test_one_more_length_is_one_compilation_and_all_others_none(extension, name)
 
 FIRST_OF_A_PROCESS = """
 import torch, fused_lstm
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 counter = CompileCounterWithBackend("aot_eager")
 module, x = fused_lstm.LSTM(5, 6), torch.randn(3, 2, 5)
@@ -207,6 +210,26 @@ class Tagger(nn.Module):
 
     def forward(self, x):
         return self.head(self.lstm(self.embed(x).relu())[0]).log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", ["dense", "packed", "projected"])
+def test_compiled_autograd(extension, name):
+    """An eager forward pass, whose backward pass is captured and compiled as a whole."""
+    case = {
+        "dense": Case(layers=2, bidirectional=True),
+        "packed": Case(kind="packed"),
+        "projected": Case(P=2),
+    }[name]
+    sequences = case.sequences()
+    _, ours = case.modules()
+    found = []
+    for context in (nullcontext(), compiled_autograd._enable(torch.compile(backend="aot_eager"))):
+        ours.zero_grad()
+        with context:
+            y, (h_n, _) = ours(case.pack(sequences))
+            (y.data if case.kind == "packed" else y).sin().sum().add(h_n.sum()).backward()
+        found.append([p.grad for p in ours.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
 @pytest.mark.slow

@@ -203,3 +203,21 @@ def test_cells(backend, shape):
     torch.testing.assert_close(
         torch.stack([jvp(cell, (one,), (one.cos(),))[1][0] for one in x]), tangents
     )
+
+
+def test_a_tensor_that_outlived_its_transform(backend):
+    """It still wears the transform's wrapper, and is the value inside."""
+    layer, left = fused_lstm.LSTM(I, H), []
+
+    def keep(x):
+        left.append(x)
+        return x.sum()
+
+    x, upstream = torch.randn(T, B, I), torch.randn(T, B, H)
+    grad(keep)(x)
+    grad(keep)(upstream)
+    parameters = list(layer.parameters())
+    y, y_of_left = layer(x)[0], layer(left[0])[0]
+    torch.testing.assert_close(y_of_left, y, rtol=0, atol=0)
+    expected = torch.autograd.grad(y, parameters, upstream)
+    torch.testing.assert_close(torch.autograd.grad(y_of_left, parameters, left[1]), expected)
