@@ -51,6 +51,18 @@ def test_the_next_step_gets_the_same_memory(extension):
     assert len({total() for _ in range(4)}) == 1
 
 
+def test_of_like_blocks_the_last_that_was_free_is_taken_first(extension):
+    """It may still lie in a cache."""
+    module, x = layer()
+    with torch.no_grad():
+        outputs = [module(x)[0] for _ in range(3)]
+        addresses = [y.data_ptr() for y in outputs]
+        while outputs:
+            outputs.pop(0)
+        again = [module(x)[0] for _ in range(3)]
+    assert [y.data_ptr() for y in again] == addresses[::-1]
+
+
 @pytest.mark.core
 def test_two_calls_in_flight_do_not_share(extension):
     """Of several forward passes each keeps what is its own, in any order of the backward passes."""

@@ -56,8 +56,9 @@ class Pool {
   }
 
  private:
-  // The smallest idle block that holds as much and is not much larger, or none. Whoever finds the
-  // pool in use does without: in a child that was forked meanwhile it stays so for ever.
+  // The smallest idle block that holds as much and is not much larger, or none; of several the last
+  // that was given back, which may still lie in a cache. Whoever finds the pool in use does
+  // without: in a child that was forked meanwhile it stays so for ever.
   std::unique_ptr<MemoryBlock> fitting(size_t bytes) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock.owns_lock()) return nullptr;
@@ -65,7 +66,7 @@ class Pool {
     for (auto it = idle_.begin(); it != idle_.end(); ++it) {
       const MemoryBlock& block = **it;
       const bool fits = block.holds(bytes) && block.size - bytes <= bytes / kMostWaste;
-      if (fits && (best == idle_.end() || block.size < (*best)->size)) best = it;
+      if (fits && (best == idle_.end() || block.size <= (*best)->size)) best = it;
     }
     if (best == idle_.end()) return nullptr;
     std::unique_ptr<MemoryBlock> block = std::move(*best);
