@@ -18,27 +18,19 @@ Gradients& transformed_gradients() {
   return gradients;
 }
 
-// Whether autograd itself maps over the values (is_grads_batched), or a tangent is beside them. The
-// wrappers of torch.func the dispatcher takes off before an op comes to autograd.
-bool is_transformed(const Tensor& tensor) {
-  return tensor.defined() && (tensor.key_set().has(c10::DispatchKey::Batched) ||
-                              tensor._fw_grad(/*level=*/0).defined());
-}
-bool is_transformed(const OptionalTensor& tensor) {
-  return is_given(tensor) && is_transformed(*tensor);
-}
-bool is_transformed(at::TensorList tensors) {
-  for (const Tensor& tensor : tensors) {
-    if (is_transformed(tensor)) return true;
-  }
-  return false;
-}
+// Whether autograd alone is at work: no level of torch.func, no mapping over a value by autograd
+// itself (is_grads_batched), no tangent beside one. The wrappers of torch.func the dispatcher takes
+// off before an op comes to autograd.
 template <class... Tensors>
 bool none_transformed(const Tensors&... tensors) {
+  const auto is_transformed = [](const Tensor& tensor) {
+    return tensor.key_set().has(c10::DispatchKey::Batched) ||
+           tensor._fw_grad(/*level=*/0).defined();
+  };
   // Included for as long as a level of torch.func is active, also where it is its turn.
   const bool level =
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
-  return !level && !(is_transformed(tensors) || ...);
+  return !level && !(any_tensor(is_transformed, tensors) || ...);
 }
 
 // Whether a caller may change the output before backward, as that of torch.nn.LSTM. There it may

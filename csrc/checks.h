@@ -41,4 +41,21 @@ inline bool is_given(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->defined();
 }
 
+// Whether `test` holds for the tensor, or one of the tensors, of an argument of an op.
+template <class Test>
+bool any_tensor(const Test& test, const at::Tensor& tensor) {
+  return tensor.defined() && test(tensor);
+}
+template <class Test>
+bool any_tensor(const Test& test, const OptionalTensor& tensor) {
+  return is_given(tensor) && test(*tensor);
+}
+template <class Test>
+bool any_tensor(const Test& test, at::TensorList tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    if (any_tensor(test, tensor)) return true;
+  }
+  return false;
+}
+
 }  // namespace fused_lstm

@@ -16,21 +16,14 @@ using Program = std::tuple<Tensor, Tensor, Tensor>;
 using ProgramOp = Program(const Tensor&, const OptionalTensor&, const OptionalTensor&,
                           const OptionalTensor&, at::TensorList, at::IntArrayRef);
 
-// Whether a derivative with respect to the argument is being recorded.
-bool is_recorded(const Tensor& tensor) {
-  return tensor.defined() && ((at::GradMode::is_enabled() && tensor.requires_grad()) ||
-                              tensor._fw_grad(/*level=*/0).defined());
-}
-bool is_recorded(const OptionalTensor& tensor) { return is_given(tensor) && is_recorded(*tensor); }
-bool is_recorded(at::TensorList tensors) {
-  for (const Tensor& tensor : tensors) {
-    if (is_recorded(tensor)) return true;
-  }
-  return false;
-}
+// Whether a derivative with respect to one of the arguments is being recorded.
 template <class... Tensors>
 bool any_recorded(const Tensors&... tensors) {
-  return (is_recorded(tensors) || ...);
+  const auto is_recorded = [](const Tensor& tensor) {
+    return (at::GradMode::is_enabled() && tensor.requires_grad()) ||
+           tensor._fw_grad(/*level=*/0).defined();
+  };
+  return (any_tensor(is_recorded, tensors) || ...);
 }
 
 // At autograd's keys a call either is recorded, under a transform by fused_lstm/autograd.py, or
