@@ -24,14 +24,13 @@ test pytest:
 	tar -c --exclude=./build --exclude=./dist --exclude=./.git --exclude='./.venv*' \
 	    --exclude='*.so' . | tar -x -C $(COPY)
 	sed -i 's/^torch==.*/torch==$(TORCH)/' $(COPY)/requirements-dev.txt
-	$(MAKE) -C $(COPY) pytest TORCH=
+	$(MAKE) -C $(COPY) --jobs 2 --output-sync=target pytest-slow $(QUICK) TORCH=
 else
 # Each keeps about one core busy, so two run at once; the longest begin.
 test: lint build
 	$(MAKE) --jobs 2 --output-sync=target pytest-slow sanitize $(QUICK)
 
-pytest: build
-	$(BIN)/python -m pytest
+pytest: pytest-slow pytest-quick
 
 pytest-slow: build
 	$(BIN)/python -m pytest -m slow
