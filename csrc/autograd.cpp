@@ -13,8 +13,12 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-Gradients& transformed_gradients() {
-  static Gradients gradients;
+struct TransformedGradients {
+  Gradients of_layer, of_sequence;
+};
+
+TransformedGradients& transformed_gradients() {
+  static TransformedGradients gradients;
   return gradients;
 }
 
@@ -67,10 +71,23 @@ Tensor output_of(const Tensor& gates, const Tensor& c, at::TensorList weights, i
 // What forward has beside the differentiable arguments, and leaves beside the outputs.
 struct LayerState {
   c10::DispatchKeySet keys;
-  OptionalTensor batch_sizes;
-  c10::List<bool> reverse;
+  const LayerArguments& layer;
   Tensor gates, c;
 };
+
+Forward run_op(c10::DispatchKeySet keys, const LayerArguments& a) {
+  static const auto layer = find_op<ForwardOp>("fused_lstm::lstm_layer");
+  static const auto sequence = find_op<SequenceOp>("fused_lstm::lstm_sequence");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  keys = keys & c10::after_ADInplaceOrView_keyset;
+  if (!a.sequence) {
+    return layer.redispatch(keys, a.x, a.batch_sizes, a.h0, a.c0, a.weights, a.reverse,
+                            /*save=*/true);
+  }
+  const SequenceArguments& s = *a.sequence;
+  return sequence.redispatch(keys, a.x, a.batch_sizes, a.h0, a.c0, a.weights, a.reverse, s.lengths,
+                             s.reset, s.reset_h, s.reset_c, /*save=*/true, s.keep_every, s.compact);
+}
 
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
  public:
@@ -78,40 +95,56 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
 
   static variable_list forward(AutogradContext* context, const Tensor& x, const OptionalTensor& h0,
                                const OptionalTensor& c0, at::TensorList weights,
-                               LayerState* state) {
-    static const auto op = find_op<ForwardOp>("fused_lstm::lstm_layer");
-    const bool projected = weights.size() / state->reverse.size() % 2 == 1;
-    Tensor y, h_n, c_n;
-    {
-      const at::AutoDispatchBelowADInplaceOrView guard;
-      std::tie(y, h_n, c_n, state->gates, state->c) =
-          op.redispatch(state->keys & c10::after_ADInplaceOrView_keyset, x, state->batch_sizes, h0,
-                        c0, weights, state->reverse, /*save=*/true);
-    }
-    Tensor saved_y = y;
-    if (may_change_in_place(y, is_given(state->batch_sizes), projected)) {
-      const Tensor counter = counter_of(y);
-      context->saved_data["version"] = static_cast<int64_t>(counter._version());
-      context->saved_data["counter"] = counter;
-      saved_y = y.variable_data();
-    }
-    const Tensor none;
-    variable_list saved{x,
-                        state->batch_sizes.value_or(none),
-                        h0.value_or(none),
-                        c0.value_or(none),
-                        saved_y,
-                        state->gates,
-                        state->c};
-    saved.insert(saved.end(), weights.begin(), weights.end());
-    context->save_for_backward(std::move(saved));
-    context->saved_data["reverse"] = state->reverse;
-    context->set_materialize_grads(false);
-    return {y, h_n, c_n};
-  }
+                               const OptionalTensor& reset_h, const OptionalTensor& reset_c,
+                               LayerState* state);
 
   static variable_list backward(AutogradContext* context, const variable_list& grads);
 };
+
+// Saved before the weights, in this order.
+enum Saved { X, BATCH_SIZES, H0, C0, LENGTHS, RESET, RESET_H, RESET_C, Y, GATES, C, WEIGHTS };
+
+variable_list LayerFunction::forward(AutogradContext* context, const Tensor& x,
+                                     const OptionalTensor& h0, const OptionalTensor& c0,
+                                     at::TensorList weights, const OptionalTensor& reset_h,
+                                     const OptionalTensor& reset_c, LayerState* state) {
+  const LayerArguments& a = state->layer;
+  const bool projected = weights.size() / a.reverse.size() % 2 == 1;
+  Tensor y, h_n, c_n;
+  std::tie(y, h_n, c_n, state->gates, state->c) = run_op(state->keys, a);
+  Tensor saved_y = y;
+  if (!a.sequence && may_change_in_place(y, is_given(a.batch_sizes), projected)) {
+    const Tensor counter = counter_of(y);
+    context->saved_data["version"] = static_cast<int64_t>(counter._version());
+    context->saved_data["counter"] = counter;
+    saved_y = y.variable_data();
+  }
+  variable_list saved(WEIGHTS);
+  saved[X] = x;
+  saved[Y] = saved_y;
+  saved[GATES] = state->gates;
+  saved[C] = state->c;
+  const auto save = [&](Saved place, const OptionalTensor& tensor) {
+    if (is_given(tensor)) saved[place] = *tensor;
+  };
+  save(BATCH_SIZES, a.batch_sizes);
+  save(H0, h0);
+  save(C0, c0);
+  if (a.sequence) {
+    save(LENGTHS, a.sequence->lengths);
+    save(RESET, a.sequence->reset);
+    save(RESET_H, reset_h);
+    save(RESET_C, reset_c);
+    context->saved_data["keep_every"] = a.sequence->keep_every;
+    context->saved_data["compact"] = a.sequence->compact;
+  }
+  saved.insert(saved.end(), weights.begin(), weights.end());
+  context->save_for_backward(std::move(saved));
+  context->saved_data["reverse"] = a.reverse;
+  context->set_materialize_grads(false);
+  if (a.sequence && a.sequence->c_is_complete()) return {y, h_n, c_n, state->c};
+  return {y, h_n, c_n};
+}
 
 OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
@@ -119,26 +152,42 @@ OptionalTensor if_defined(const Tensor& tensor) {
 
 BackwardCall read_call(AutogradContext* context, const variable_list& grads) {
   const variable_list saved = context->get_saved_variables();
+  const auto given = [&](Saved place) { return if_defined(saved[place]); };
   BackwardCall call;
   call.grad_y = if_defined(grads[0]);
   call.grad_h_n = if_defined(grads[1]);
   call.grad_c_n = if_defined(grads[2]);
-  call.x = saved[0];
-  call.batch_sizes = if_defined(saved[1]);
-  call.h0 = if_defined(saved[2]);
-  call.c0 = if_defined(saved[3]);
-  call.y = saved[4];
-  call.gates = saved[5];
-  call.c = saved[6];
-  call.weights.assign(saved.begin() + 7, saved.end());
-  call.reverse = context->saved_data["reverse"].toBoolList();
-  size_t edge = 0;  // one for each tensor that forward was given
-  call.needs.push_back(context->needs_input_grad(edge++));
-  for (const OptionalTensor* state : {&call.h0, &call.c0}) {
-    call.needs.push_back(is_given(*state) && context->needs_input_grad(edge++));
+  if (grads.size() > 3) call.grad_c = if_defined(grads[3]);
+  call.layer = {saved[X],
+                given(BATCH_SIZES),
+                given(H0),
+                given(C0),
+                std::vector<Tensor>(saved.begin() + WEIGHTS, saved.end()),
+                context->saved_data["reverse"].toBoolList(),
+                std::nullopt};
+  const auto keep_every = context->saved_data.find("keep_every");
+  if (keep_every != context->saved_data.end()) {
+    call.layer.sequence = SequenceArguments{given(LENGTHS),
+                                            given(RESET),
+                                            given(RESET_H),
+                                            given(RESET_C),
+                                            keep_every->second.toInt(),
+                                            context->saved_data["compact"].toBool()};
   }
-  for (size_t k = 0; k < call.weights.size(); ++k) {
-    call.needs.push_back(context->needs_input_grad(edge++));
+  call.y = saved[Y];
+  call.gates = saved[GATES];
+  call.c = saved[C];
+  size_t edge = 0;  // one for each tensor that forward was given
+  const auto ask = [&](bool is_there) {
+    call.needs.push_back(is_there && context->needs_input_grad(edge++));
+  };
+  ask(true);
+  ask(call.layer.h0.has_value());
+  ask(call.layer.c0.has_value());
+  for (size_t k = 0; k < call.layer.weights.size(); ++k) ask(true);
+  if (call.layer.sequence) {
+    ask(call.layer.sequence->reset_h.has_value());
+    ask(call.layer.sequence->reset_c.has_value());
   }
   return call;
 }
@@ -149,23 +198,43 @@ bool output_has_changed(AutogradContext* context) {
          counter->second.toTensor()._version() != context->saved_data["version"].toInt();
 }
 
-variable_list LayerFunction::backward(AutogradContext* context, const variable_list& grads) {
-  static const auto op = find_op<BackwardOp>("fused_lstm::lstm_layer_backward");
-  BackwardCall call = read_call(context, grads);
-  variable_list result(call.needs.size() + 1);  // nothing for the state, the last argument
-  if (!call.grad_y && !call.grad_h_n && !call.grad_c_n) return result;
-  if (output_has_changed(context)) {
-    call.y = output_of(call.gates, call.c, call.weights, call.reverse.size()).view_as(call.y);
+std::vector<Tensor> run_backward_op(const BackwardCall& b) {
+  static const auto layer = find_op<BackwardOp>("fused_lstm::lstm_layer_backward");
+  static const auto sequence = find_op<SequenceBackwardOp>("fused_lstm::lstm_sequence_backward");
+  const LayerArguments& a = b.layer;
+  if (!a.sequence) {
+    return layer.call(b.grad_y, b.grad_h_n, b.grad_c_n, a.x, a.batch_sizes, a.h0, a.c0, a.weights,
+                      a.reverse, b.y, b.gates, b.c, b.needs);
   }
-  if (!none_transformed(call.grad_y, call.grad_h_n, call.grad_c_n, call.x, call.h0, call.c0,
-                        at::TensorList(call.weights))) {
-    const std::vector<OptionalTensor> found = transformed_gradients()(call);
+  const SequenceArguments& s = *a.sequence;
+  return sequence.call(b.grad_y, b.grad_h_n, b.grad_c_n, b.grad_c, a.x, a.batch_sizes, a.h0, a.c0,
+                       a.weights, a.reverse, s.lengths, s.reset, s.reset_h, s.reset_c, b.y, b.gates,
+                       b.c, b.needs, s.keep_every, s.compact);
+}
+
+// Whether the backward op computes the gradients. That of a sequence has no derivative of its own.
+bool has_fused_gradients(const BackwardCall& call) {
+  if (call.layer.sequence && at::GradMode::is_enabled()) return false;
+  return is_plain(call.layer) &&
+         none_transformed(call.grad_y, call.grad_h_n, call.grad_c_n, call.grad_c);
+}
+
+variable_list LayerFunction::backward(AutogradContext* context, const variable_list& grads) {
+  BackwardCall call = read_call(context, grads);
+  const LayerArguments& a = call.layer;
+  // For all arguments of forward: nothing for resets that there are not, and for the state.
+  variable_list result(3 + a.weights.size() + 2 + 1);
+  if (!call.grad_y && !call.grad_h_n && !call.grad_c_n && !call.grad_c) return result;
+  if (output_has_changed(context)) {
+    call.y = output_of(call.gates, call.c, a.weights, a.reverse.size()).view_as(call.y);
+  }
+  if (!has_fused_gradients(call)) {
+    const TransformedGradients& gradients = transformed_gradients();
+    const auto found = (a.sequence ? gradients.of_sequence : gradients.of_layer)(call);
     for (size_t k = 0; k < found.size(); ++k) result[k] = found[k].value_or(Tensor());
     return result;
   }
-  std::vector<Tensor> found =
-      op.call(call.grad_y, call.grad_h_n, call.grad_c_n, call.x, call.batch_sizes, call.h0, call.c0,
-              call.weights, call.reverse, call.y, call.gates, call.c, call.needs);
+  std::vector<Tensor> found = run_backward_op(call);
   for (size_t k = 0; k < call.needs.size(); ++k) {
     if (call.needs[k]) result[k] = std::move(found[k]);
   }
@@ -174,22 +243,26 @@ variable_list LayerFunction::backward(AutogradContext* context, const variable_l
 
 }  // namespace
 
-bool is_plain(const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
-              at::TensorList weights) {
-  return none_transformed(x, h0, c0, weights);
+bool is_plain(const LayerArguments& a) {
+  const OptionalTensor none;
+  return none_transformed(a.x, a.h0, a.c0, at::TensorList(a.weights),
+                          a.sequence ? a.sequence->reset_h : none,
+                          a.sequence ? a.sequence->reset_c : none);
 }
 
-Forward recorded_layer(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor& batch_sizes,
-                       const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
-                       c10::List<bool> reverse) {
-  LayerState state{keys, batch_sizes, std::move(reverse), {}, {}};
-  variable_list out = LayerFunction::apply(x, h0, c0, weights, &state);
+Forward recorded_layer(c10::DispatchKeySet keys, const LayerArguments& a) {
+  const OptionalTensor none;
+  LayerState state{keys, a, {}, {}};
+  variable_list out = LayerFunction::apply(a.x, a.h0, a.c0, at::TensorList(a.weights),
+                                           a.sequence ? a.sequence->reset_h : none,
+                                           a.sequence ? a.sequence->reset_c : none, &state);
+  Tensor c = out.size() > 3 ? std::move(out[3]) : std::move(state.c);
   return {std::move(out[0]), std::move(out[1]), std::move(out[2]), std::move(state.gates),
-          std::move(state.c)};
+          std::move(c)};
 }
 
-void set_transformed_gradients(Gradients gradients) {
-  transformed_gradients() = std::move(gradients);
+void set_transformed_gradients(Gradients of_layer, Gradients of_sequence) {
+  transformed_gradients() = {std::move(of_layer), std::move(of_sequence)};
 }
 
 }  // namespace fused_lstm

@@ -3,6 +3,22 @@
 #include <c10/util/Exception.h>
 
 namespace fused_lstm {
+
+void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
+                  at::ScalarType type, at::Device device) {
+  TORCH_CHECK(tensor.sizes() == shape, "fused_lstm: expected ", name, " of shape ", shape, ", got ",
+              tensor.sizes());
+  TORCH_CHECK(tensor.scalar_type() == type, "fused_lstm: expected ", name, " of dtype ", type,
+              ", got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.device() == device, "fused_lstm: expected ", name, " on ", device, ", got ",
+              tensor.device());
+}
+
+void check_tensor(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape,
+                  const at::Tensor& like) {
+  if (is_given(tensor)) check_tensor(*tensor, name, shape, like.scalar_type(), like.device());
+}
+
 namespace {
 
 DType dtype_of(const at::Tensor& x) {
@@ -19,21 +35,6 @@ DType dtype_of(const at::Tensor& x) {
       TORCH_CHECK(false, "fused_lstm: expected x of float32, float64, bfloat16 or float16, got ",
                   x.scalar_type());
   }
-}
-
-void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
-                  at::ScalarType type, at::Device device) {
-  TORCH_CHECK(tensor.sizes() == shape, "fused_lstm: expected ", name, " of shape ", shape, ", got ",
-              tensor.sizes());
-  TORCH_CHECK(tensor.scalar_type() == type, "fused_lstm: expected ", name, " of dtype ", type,
-              ", got ", tensor.scalar_type());
-  TORCH_CHECK(tensor.device() == device, "fused_lstm: expected ", name, " on ", device, ", got ",
-              tensor.device());
-}
-
-void check_tensor(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape,
-                  const at::Tensor& like) {
-  if (is_given(tensor)) check_tensor(*tensor, name, shape, like.scalar_type(), like.device());
 }
 
 Steps read_steps(const at::Tensor& x, const OptionalTensor& batch_sizes) {

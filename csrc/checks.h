@@ -28,6 +28,12 @@ LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
                     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
                     const c10::List<bool>& reverse, bool save);
 
+// Refuse a tensor that is not as a kernel takes it.
+void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
+                  at::ScalarType type, at::Device device);
+void check_tensor(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape,
+                  const at::Tensor& like);
+
 // What the backward op was given beside the forward's arguments.
 void check_saved(const LayerCall& call, const OptionalTensor& grad_y,
                  const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,

@@ -66,17 +66,34 @@ py::dict plan(int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_s
   return cuda::plan_facts(problem, device, allow_tf32, request);
 }
 
-// The Python function is never released: a backward pass may be the last to run in a process.
-Gradients by_python(const py::function& function) {
-  return [function = function.inc_ref().ptr()](const BackwardCall& a) {
+std::vector<bool> as_vector(const c10::List<bool>& flags) { return {flags.begin(), flags.end()}; }
+
+// `call` with the GIL, and with a Python function that is never released: a backward pass may be
+// the last to run in a process.
+template <class Call>
+Gradients by_python(const py::function& function, Call call) {
+  return [function = function.inc_ref().ptr(), call](const BackwardCall& b) {
     const py::gil_scoped_acquire gil;
-    const auto flags = [](const c10::List<bool>& list) {
-      return std::vector<bool>(list.begin(), list.end());
-    };
-    return py::handle(function)(a.grad_y, a.grad_h_n, a.grad_c_n, a.x, a.batch_sizes, a.h0, a.c0,
-                                a.weights, flags(a.reverse), a.y, a.gates, a.c, flags(a.needs))
-        .cast<std::vector<OptionalTensor>>();
+    return call(py::handle(function), b).template cast<std::vector<OptionalTensor>>();
   };
+}
+
+void set_gradients(const py::function& of_layer, const py::function& of_sequence) {
+  set_transformed_gradients(
+      by_python(of_layer,
+                [](py::handle function, const BackwardCall& b) {
+                  const LayerArguments& a = b.layer;
+                  return function(b.grad_y, b.grad_h_n, b.grad_c_n, a.x, a.batch_sizes, a.h0, a.c0,
+                                  a.weights, as_vector(a.reverse), b.y, b.gates, b.c,
+                                  as_vector(b.needs));
+                }),
+      by_python(of_sequence, [](py::handle function, const BackwardCall& b) {
+        const LayerArguments& a = b.layer;
+        const SequenceArguments& s = *a.sequence;
+        return function(b.grad_y, b.grad_h_n, b.grad_c_n, b.grad_c, a.x, a.batch_sizes, a.h0, a.c0,
+                        a.weights, as_vector(a.reverse), s.lengths, s.reset, s.reset_h, s.reset_c,
+                        b.y, b.gates, b.c, as_vector(b.needs), s.keep_every, s.compact);
+      }));
 }
 
 }  // namespace
@@ -98,10 +115,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "autocast "
       "ends.",
       py::arg("weight"), py::arg("dtype"));
-  m.def(
-      "set_transformed_gradients",
-      [](const py::function& f) { set_transformed_gradients(by_python(f)); },
-      "What computes the gradients of a layer where a transform is at work in backward.");
+  m.def("set_transformed_gradients", &set_gradients,
+        "What computes the gradients where a transform is at work in backward, with the arguments "
+        "of lstm_layer_backward and of lstm_sequence_backward.",
+        py::arg("of_layer"), py::arg("of_sequence"));
   m.def("plan", &plan, "How one layer would run, and why.", py::arg("steps"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size") = 0,
         py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("device") = "cpu",

@@ -20,6 +20,17 @@ using BackwardOp = std::vector<at::Tensor>(const OptionalTensor&, const Optional
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            c10::List<bool>);
 
+using SequenceOp = Forward(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                           const OptionalTensor&, at::TensorList, c10::List<bool>,
+                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                           const OptionalTensor&, bool, int64_t, bool);
+using SequenceBackwardOp = std::vector<at::Tensor>(
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    at::TensorList, c10::List<bool>, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, const at::Tensor&, const at::Tensor&,
+    const at::Tensor&, c10::List<bool>, int64_t, bool);
+
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();

@@ -26,6 +26,12 @@ bool any_recorded(const Tensors&... tensors) {
   return (any_tensor(is_recorded, tensors) || ...);
 }
 
+// A call that was not asked to save says nothing of what its node did.
+Forward saved_or_not(Forward out, bool save) {
+  if (!save) std::get<3>(out) = std::get<4>(out) = std::get<0>(out).new_empty({0});
+  return out;
+}
+
 // At autograd's keys a call either is recorded, under a transform by fused_lstm/autograd.py, or
 // goes on to its device. Passing these keys by would drop the derivative in silence; a boxed
 // kernel, which is the default, costs as much as a step of a small layer.
@@ -36,12 +42,9 @@ Forward forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto op = find_op<ForwardOp>("fused_lstm::lstm_layer");
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
-    if (!is_plain(x, h0, c0, weights)) {
-      return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
-    }
-    Forward out = recorded_layer(keys, x, batch_sizes, h0, c0, weights, std::move(reverse));
-    if (!save) std::get<3>(out) = std::get<4>(out) = x.new_empty({0});
-    return out;
+    const LayerArguments layer{x, batch_sizes, h0, c0, weights.vec(), reverse, std::nullopt};
+    if (is_plain(layer)) return saved_or_not(recorded_layer(keys, layer), save);
+    return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, batch_sizes, h0, c0, weights,
@@ -67,6 +70,55 @@ std::vector<Tensor> backward_autograd(c10::DispatchKeySet keys, const OptionalTe
                        std::move(needs));
 }
 
+Forward sequence_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                          const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                          const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
+                          const OptionalTensor& lengths, const OptionalTensor& reset,
+                          const OptionalTensor& reset_h, const OptionalTensor& reset_c, bool save,
+                          int64_t keep_every, bool compact) {
+  static const auto op = find_op<SequenceOp>("fused_lstm::lstm_sequence");
+  static const auto recorded = find_op<SequenceOp>("fused_lstm::_lstm_sequence_recorded");
+  if (any_recorded(x, h0, c0, weights, reset_h, reset_c)) {
+    const LayerArguments layer{
+        x,
+        batch_sizes,
+        h0,
+        c0,
+        weights.vec(),
+        reverse,
+        SequenceArguments{lengths, reset, reset_h, reset_c, keep_every, compact}};
+    if (is_plain(layer)) return saved_or_not(recorded_layer(keys, layer), save);
+    return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), lengths, reset,
+                         reset_h, reset_c, save, keep_every, compact);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, batch_sizes, h0, c0, weights,
+                       std::move(reverse), lengths, reset, reset_h, reset_c, save, keep_every,
+                       compact);
+}
+
+std::vector<Tensor> sequence_backward_autograd(
+    c10::DispatchKeySet keys, const OptionalTensor& grad_y, const OptionalTensor& grad_h_n,
+    const OptionalTensor& grad_c_n, const OptionalTensor& grad_c, const Tensor& x,
+    const OptionalTensor& batch_sizes, const OptionalTensor& h0, const OptionalTensor& c0,
+    at::TensorList weights, c10::List<bool> reverse, const OptionalTensor& lengths,
+    const OptionalTensor& reset, const OptionalTensor& reset_h, const OptionalTensor& reset_c,
+    const Tensor& y, const Tensor& gates, const Tensor& c, c10::List<bool> needs,
+    int64_t keep_every, bool compact) {
+  static const auto op = find_op<SequenceBackwardOp>("fused_lstm::lstm_sequence_backward");
+  static const auto recorded =
+      find_op<SequenceBackwardOp>("fused_lstm::_lstm_sequence_backward_recorded");
+  if (any_recorded(grad_y, grad_h_n, grad_c_n, grad_c, x, h0, c0, weights, reset_h, reset_c)) {
+    return recorded.call(grad_y, grad_h_n, grad_c_n, grad_c, x, batch_sizes, h0, c0, weights,
+                         std::move(reverse), lengths, reset, reset_h, reset_c, y, gates, c,
+                         std::move(needs), keep_every, compact);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, grad_y, grad_h_n, grad_c_n, grad_c,
+                       x, batch_sizes, h0, c0, weights, std::move(reverse), lengths, reset, reset_h,
+                       reset_c, y, gates, c, std::move(needs), keep_every, compact);
+}
+
 c10::List<bool> as_flags(at::IntArrayRef values) {
   c10::List<bool> flags;
   for (const int64_t value : values) flags.push_back(value != 0);
@@ -80,10 +132,11 @@ Program program_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto op = find_op<ProgramOp>("fused_lstm::lstm");
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
+    const LayerArguments layer{x,           batch_sizes, h0, c0, weights.vec(), as_flags(reverse),
+                               std::nullopt};
     auto [y, h_n, c_n, gates, c] =
-        is_plain(x, h0, c0, weights)
-            ? recorded_layer(keys, x, batch_sizes, h0, c0, weights, as_flags(reverse))
-            : recorded.call(x, batch_sizes, h0, c0, weights, as_flags(reverse), false);
+        is_plain(layer) ? recorded_layer(keys, layer)
+                        : recorded.call(x, batch_sizes, h0, c0, weights, layer.reverse, false);
     return {y, h_n, c_n};
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -122,6 +175,15 @@ std::tuple<Tensor, Tensor> cell(const Tensor& x, const OptionalTensor& h0, const
   "(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, Tensor? batch_sizes, " \
   "Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, Tensor y, Tensor gates, "   \
   "Tensor c, bool[] needs) -> Tensor[]"
+#define FUSED_LSTM_SEQUENCE                                                                    \
+  "(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, " \
+  "Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, bool save, "              \
+  "int keep_every, bool compact) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor c)"
+#define FUSED_LSTM_SEQUENCE_BACKWARD                                                           \
+  "(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c, Tensor x, "            \
+  "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, "            \
+  "Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor y, Tensor gates, " \
+  "Tensor c, bool[] needs, int keep_every, bool compact) -> Tensor[]"
 
 TORCH_LIBRARY(fused_lstm, m) {
   m.def("lstm_layer" FUSED_LSTM_FORWARD);
@@ -130,19 +192,13 @@ TORCH_LIBRARY(fused_lstm, m) {
   // reset_h and reset_c; with gradients into c, and steps computed again in backward: see
   // fused_lstm/sequences.py. Where `compact`, gates and c are those of live rows only, in an order
   // of the op's own. Apart, for each argument costs a call of a small layer some of its time.
-  m.def(
-      "lstm_sequence(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
-      "bool[] reverse, Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, "
-      "bool save, int keep_every, bool compact) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor "
-      "gates, Tensor c)");
-  m.def(
-      "lstm_sequence_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c, "
-      "Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, bool[] reverse, "
-      "Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor y, Tensor gates, "
-      "Tensor c, bool[] needs, int keep_every, bool compact) -> Tensor[]");
+  m.def("lstm_sequence" FUSED_LSTM_SEQUENCE);
+  m.def("lstm_sequence_backward" FUSED_LSTM_SEQUENCE_BACKWARD);
   // The same with their derivatives under transforms, in Python.
   m.def("_lstm_layer_recorded" FUSED_LSTM_FORWARD);
   m.def("_lstm_layer_backward_recorded" FUSED_LSTM_BACKWARD);
+  m.def("_lstm_sequence_recorded" FUSED_LSTM_SEQUENCE);
+  m.def("_lstm_sequence_backward_recorded" FUSED_LSTM_SEQUENCE_BACKWARD);
   // The backward op, with the gradients of the pre-activations [D, N, 4H] behind the others.
   m.def("_lstm_layer_backward_gates" FUSED_LSTM_BACKWARD);
   // V problems of tensors with the members in front, but for batch_sizes, which they share.
@@ -158,6 +214,8 @@ TORCH_LIBRARY(fused_lstm, m) {
 TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) {
   m.impl("lstm_layer", TORCH_FN(fused_lstm::forward_autograd));
   m.impl("lstm_layer_backward", TORCH_FN(fused_lstm::backward_autograd));
+  m.impl("lstm_sequence", TORCH_FN(fused_lstm::sequence_autograd));
+  m.impl("lstm_sequence_backward", TORCH_FN(fused_lstm::sequence_backward_autograd));
   m.impl("lstm", TORCH_FN(fused_lstm::program_autograd));
 }
 

@@ -1,8 +1,9 @@
 """The op ``fused_lstm::lstm_sequence``: its shapes without values, and its derivative.
 
 It is ``lstm_layer`` with more to say: lengths, resets, gradients into c, and steps that are
-computed again in backward. Transforms of ``torch.func``, forward mode and second derivatives go
-through the reference, whose operations PyTorch transforms by itself.
+computed again in backward. Plain autograd records a node of the op's own (``csrc/autograd.cpp``).
+Transforms of ``torch.func``, forward mode and second derivatives go through the reference, whose
+operations PyTorch transforms by itself.
 """
 
 from __future__ import annotations
@@ -15,19 +16,16 @@ from torch import Tensor
 
 from fused_lstm import _ops, _program, _transforms, autograd, reference
 
-_DIFFERENTIABLE = (0, 2, 3, 7, 8)  # x, h0, c0, reset_h, reset_c among the arguments below
-
 
 class LSTMSequence(torch.autograd.Function):
     """``lstm_sequence`` of ``(x, batch_sizes, h0, c0, reverse, lengths, reset, reset_h, reset_c,
-    keep_every, compact, *weights)``, everything saved.
+    keep_every, compact, *weights)`` under a transform, everything saved.
 
     ``c`` is differentiable where it is complete: where ``keep_every`` is 0, and not ``compact``.
     """  # fmt: skip
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         batch_sizes: Tensor | None,
         h0: Tensor | None,
@@ -41,18 +39,26 @@ class LSTMSequence(torch.autograd.Function):
         compact: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Run the op, and save by ``save_for_backward`` only."""
-        with torch._C._AutoDispatchBelowAutograd():
-            y, h_n, c_n, gates, c = _ops.lstm_sequence(
-                x, batch_sizes, h0, c0, weights, reverse,
-                lengths, reset, reset_h, reset_c, True, keep_every, compact,
+        """Run the op, saving what its backward needs."""
+        with _transforms.below_this_level():
+            return tuple(
+                _ops.lstm_sequence(
+                    x, batch_sizes, h0, c0, weights, reverse,
+                    lengths, reset, reset_h, reset_c, True, keep_every, compact,
+                )
             )  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Save by ``save_for_backward`` only: hooks and in-place checks then see every tensor."""
+        x, batch_sizes, h0, c0, reverse, *rest = inputs
+        lengths, reset, reset_h, reset_c, keep_every, compact, *weights = rest
+        y, _, _, gates, c = output
         ctx.mark_non_differentiable(*((gates, c) if keep_every or compact else (gates,)))
         ctx.set_materialize_grads(False)
         inputs = (x, batch_sizes, h0, c0, lengths, reset, reset_h, reset_c)
         ctx.save_for_backward(*inputs, y, gates, c, *weights)
         ctx.reverse, ctx.keep_every, ctx.compact = reverse, keep_every, compact
-        return y, h_n, c_n, gates, c
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -65,24 +71,59 @@ class LSTMSequence(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * len(asked)
         needs = [asked[0], asked[2], asked[3], *asked[11:], asked[7], asked[8]]
-        plain = _transforms.covered() and not _transforms.any_legacy_batched(*grads)
-        if torch.is_grad_enabled() or not plain:
-            found = iter(
-                _reference_gradients(
-                    grads, x, batch_sizes, h0, c0, ctx.reverse,
-                    lengths, reset, reset_h, reset_c, needs, weights,
-                )
-            )  # fmt: skip
-            dx, dh0, dc0, *rest = (next(found) if need else None for need in needs)
-        else:
-            found = _ops.lstm_sequence_backward(
-                *grads, x, batch_sizes, h0, c0, weights, ctx.reverse,
-                lengths, reset, reset_h, reset_c, y, gates, c, needs, ctx.keep_every, ctx.compact,
-            )  # fmt: skip
-            dx, dh0, dc0, *rest = (
-                grad if need else None for grad, need in zip(found, needs, strict=True)
-            )
+        dx, dh0, dc0, *rest = gradients_of_sequence(
+            *grads, x, batch_sizes, h0, c0, weights, ctx.reverse,
+            lengths, reset, reset_h, reset_c, y, gates, c, needs, ctx.keep_every, ctx.compact,
+        )  # fmt: skip
         return (dx, None, dh0, dc0, None, None, None, *rest[-2:], None, None, *rest[:-2])
+
+
+def _has_rule() -> bool:
+    """Whether the ops have a derivative here: under one ``grad``; they have none for ``vmap``."""
+    return _transforms.covered() and "Vmap" not in _transforms.stack()
+
+
+def gradients_of_sequence(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: Sequence[bool],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    needs: Sequence[bool],
+    keep_every: int,
+    compact: bool,
+) -> list[Tensor | None]:
+    """Of x, h0, c0, each weight, reset_h and reset_c; None where not needed.
+
+    By the fused op, and by the reference where the op has no derivative for what is active.
+    """
+    grads = (grad_y, grad_h_n, grad_c_n, grad_c)
+    plain = _has_rule() and not _transforms.any_legacy_batched(*grads)
+    if torch.is_grad_enabled() or not plain:
+        found = iter(
+            _reference_gradients(
+                grads, x, batch_sizes, h0, c0, reverse,
+                lengths, reset, reset_h, reset_c, needs, weights,
+            )
+        )  # fmt: skip
+        return [next(found) if need else None for need in needs]
+    found = _ops.lstm_sequence_backward(
+        *grads, x, batch_sizes, h0, c0, weights, reverse,
+        lengths, reset, reset_h, reset_c, y, gates, c, needs, keep_every, compact,
+    )  # fmt: skip
+    return [grad if need else None for grad, need in zip(found, needs, strict=True)]
 
 
 def _reference_gradients(
@@ -118,13 +159,13 @@ def _reference_gradients(
     return autograd._pull_back(outputs, wanted, [grad for grad in grads if grad is not None])
 
 
-def lstm_sequence(
+def _sequence_recorded(
     x: Tensor,
     batch_sizes: Tensor | None,
     h0: Tensor | None,
     c0: Tensor | None,
-    weights: Sequence[Tensor],
-    reverse: Sequence[bool],
+    weights: list[Tensor],
+    reverse: list[bool],
     lengths: Tensor | None,
     reset: Tensor | None,
     reset_h: Tensor | None,
@@ -133,28 +174,55 @@ def lstm_sequence(
     keep_every: int,
     compact: bool,
 ) -> tuple[Tensor, ...]:
-    """The op at autograd's keys: recorded, or on to its device.
-
-    Where what is active asks for more than one gradient, the reference takes its place.
-    """
-    if not _transforms.covered():
-        if save:
-            raise NotImplementedError(_program._NO_RULE)
-        return reference.lstm_sequence(
-            x, batch_sizes, h0, c0, weights, reverse, lengths, reset, reset_h, reset_c
-        )
-    if torch.is_grad_enabled() and autograd.any_requires_grad(
-        x, h0, c0, reset_h, reset_c, *weights
-    ):
-        return autograd.apply(
+    """``lstm_sequence`` where a derivative is recorded under a transform."""
+    if _has_rule():
+        outputs = autograd.apply(
             LSTMSequence, x, batch_sizes, h0, c0, reverse, lengths, reset, reset_h, reset_c,
             keep_every, compact, *weights,
         )  # fmt: skip
-    with torch._C._AutoDispatchBelowAutograd():
-        return _ops.lstm_sequence(
-            x, batch_sizes, h0, c0, weights, reverse,
-            lengths, reset, reset_h, reset_c, save, keep_every, compact,
-        )  # fmt: skip
+    elif save and compact:
+        raise NotImplementedError(_program._NO_RULE)
+    else:
+        outputs = reference.lstm_sequence(
+            x, batch_sizes, h0, c0, weights, reverse, lengths, reset, reset_h, reset_c
+        )
+        if keep_every:
+            outputs = (*outputs[:3], x.new_empty(0), outputs[4])
+    return outputs if save else (*outputs[:3], x.new_empty(0), x.new_empty(0))
+
+
+def _backward_recorded(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reverse: list[bool],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    needs: list[bool],
+    keep_every: int,
+    compact: bool,
+) -> list[Tensor]:
+    """``lstm_sequence_backward``, called by itself, where a derivative is recorded."""
+    if _transforms.func_active():
+        raise NotImplementedError(_program._NO_RULE)
+    found = iter(
+        _reference_gradients(
+            (grad_y, grad_h_n, grad_c_n, grad_c), x, batch_sizes, h0, c0, reverse,
+            lengths, reset, reset_h, reset_c, needs, weights,
+        )
+    )  # fmt: skip
+    return [next(found) if need else x.new_empty(0) for need in needs]
 
 
 def _fake_forward(
@@ -208,6 +276,11 @@ def _fake_backward(
 
 if _ops.extension is not None:
     _library = torch.library.Library("fused_lstm", "FRAGMENT")
-    _library.impl("lstm_sequence", _program._untraced(lstm_sequence), "Autograd")
+    for _name, _function in (
+        ("_lstm_sequence_recorded", _sequence_recorded),
+        ("_lstm_sequence_backward_recorded", _backward_recorded),
+    ):
+        _library.impl(_name, _program._untraced(_function), "CompositeImplicitAutograd")
     torch.library.register_fake("fused_lstm::lstm_sequence")(_fake_forward)
     torch.library.register_fake("fused_lstm::lstm_sequence_backward")(_fake_backward)
+    _ops.extension.set_transformed_gradients(autograd.gradients_of_layer, gradients_of_sequence)

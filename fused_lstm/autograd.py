@@ -255,7 +255,3 @@ def _pull_back(
         return torch.autograd.grad(
             outputs, inputs, grads, create_graph=create_graph, materialize_grads=True
         )
-
-
-if _ops.extension is not None:
-    _ops.extension.set_transformed_gradients(gradients_of_layer)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_lstm import _ops, _sequence_op, _transforms, autograd, reference
+from fused_lstm import _ops, _transforms, autograd, reference
 from fused_lstm._checks import State
 
 Layer = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -167,8 +167,8 @@ class SequenceCall:
         # What is saved has as many rows as the input in a program, whose shapes know no lengths,
         # and where the caller sees it.
         compiling = torch.compiler.is_compiling()
-        run = _ops.lstm_sequence if compiling else _sequence_op.lstm_sequence
-        return run(x, *args, inside or keep_every > 0, keep_every, not (inside or compiling))
+        compact = not (inside or compiling)
+        return _ops.lstm_sequence(x, *args, inside or keep_every > 0, keep_every, compact)
 
     def results(
         self, output: Tensor | PackedSequence, state: State

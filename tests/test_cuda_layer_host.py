@@ -158,7 +158,8 @@ def test_what_was_asked_for_and_cannot_run_is_an_error(ops, monkeypatch, kind):
 def test_a_request_that_is_none(ops, monkeypatch):
     for text in ("gird", "block,groups=1", "grid,groups=0", "grid,unit_tiles", "steps,groups=2"):
         monkeypatch.setenv("FUSED_LSTM_CUDA_ALGORITHM", text)
-        with pytest.raises(ValueError, match="expected block, cluster, grid or steps"):
+        # Releases of torch differ in what an op makes of std::invalid_argument.
+        with pytest.raises((ValueError, RuntimeError), match="expected block, cluster, grid or s"):
             Call(steps=2).fused(ops)
 
 

@@ -84,18 +84,33 @@ def test_export(extension, strict):
         torch.testing.assert_close(program.module()(*given), module(*given))
 
 
-def test_an_exported_program_drops_no_tangent(extension):
+class Cells(Masked):
+    """That asks for c of every step too."""
+
+    def forward(self, x, lengths, reset):
+        y, state, cells = self.layer(x, lengths=lengths, reset=reset, return_cells=True)
+        return y, state, cells
+
+
+@pytest.mark.parametrize("kind", [Masked, Cells])
+def test_an_exported_program_drops_no_tangent(extension, kind):
     _, layer = CASE.with_(dtype=torch.float64).modules()
     given = (torch.randn(5, 4, 3, dtype=torch.float64), *masks(5).values())
     with torch.no_grad():
-        program = torch.export.export(Masked(layer), given).module()
+        program = torch.export.export(kind(layer), given).module()
     found = []
-    for run in (program, Masked(layer)):
+    for run in (program, kind(layer)):
         with torch.autograd.forward_ad.dual_level():
             x = torch.autograd.forward_ad.make_dual(given[0], given[0].cos())
             outputs = tensors_of(run(x, *given[1:]))
             found.append([torch.autograd.forward_ad.unpack_dual(t).tangent for t in outputs])
-        found[-1] += torch.func.jvp(lambda x, run=run: run(x, *given[1:])[0], given[:1], given[:1])
+
+        def loss(x, run=run):
+            return sum(t.sin().sum() for t in tensors_of(run(x, *given[1:])))
+
+        found[-1] += torch.func.jvp(loss, given[:1], given[:1])
+        found[-1].append(torch.func.grad(loss)(given[0]))
+    assert all(tangent is not None for tangent in found[0])
     torch.testing.assert_close(*found)
 
 

@@ -5,7 +5,6 @@ import torch
 from cases import leaves
 
 import fused_lstm
-from fused_lstm import _sequence_op
 
 T, B, INPUT, H = 9, 5, 3, 20
 LENGTHS = torch.tensor([4, 9, 0, 1, 6])
@@ -52,7 +51,7 @@ def test_where_the_saved_lie_changes_no_bit(lengths, reset, keep_every, dtype):
     asked = [t for t in (x, h0, c0, reset_h, reset_c, *module.parameters()) if t is not None]
     found = []
     for compact in (False, True):
-        y, h_n, c_n, gates, c = _sequence_op.lstm_sequence(
+        y, h_n, c_n, gates, c = torch.ops.fused_lstm.lstm_sequence(
             x, None, h0, c0, module._flat_weights, [False, True], lengths, reset,
             reset_h, reset_c, True, keep_every, compact,
         )  # fmt: skip

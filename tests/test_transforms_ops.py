@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
 
+X_IN_BACKWARD = {"lstm_sequence_backward": 4}
+
 
 class Ops(TorchDispatchMode):
     """The fused ops that run, with the shape of x."""
@@ -21,8 +23,9 @@ class Ops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "fused_lstm":
-            x = args[3] if "backward" in func.name() else args[0]
-            self.calls.append((func.name().removeprefix("fused_lstm::"), tuple(x.shape)))
+            name = func.name().removeprefix("fused_lstm::")
+            x = args[X_IN_BACKWARD.get(name, 3) if "backward" in name else 0]
+            self.calls.append((name, tuple(x.shape)))
         return func(*args, **(kwargs or {}))
 
 

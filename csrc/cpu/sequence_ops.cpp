@@ -1,7 +1,6 @@
 // lstm_sequence on the CPU: lengths and resets become segments, whose rows the kernels walk where
 // they lie; only states are put in the segments' order and back.
 #include <ATen/Parallel.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
@@ -28,11 +27,14 @@ at::Tensor indices(std::vector<int64_t> values) {
 }
 
 // The call's segments; none where it has neither lengths nor resets.
-std::optional<Segments> read_segments(const LayerCall& call, const Sequence& s) {
+std::optional<Segments> read_segments(const LayerCall& call, const at::Tensor& x,
+                                      const Sequence& s) {
   const LstmProblem& p = call.problem;
   const bool resets = is_given(s.reset);
   TORCH_CHECK(resets || !(is_given(s.reset_h) || is_given(s.reset_c)),
               "fused_lstm: a state for resets without a mask of them");
+  check_tensor(s.reset_h, "reset_h", {p.directions, p.batch, p.output_size()}, x);
+  check_tensor(s.reset_c, "reset_c", {p.directions, p.batch, p.hidden_size}, x);
   if (!resets && !is_given(s.lengths)) return std::nullopt;
   TORCH_CHECK(!p.packed, "fused_lstm: packed input has its lengths in batch_sizes");
   at::Tensor lengths, reset;
@@ -78,47 +80,62 @@ void make_compact(const std::optional<Segments>& segments, bool compact, LayerCa
   call->saved_rows = segments->steps().rows();
 }
 
+using Places = std::vector<int64_t>;
+
 // f(segment) of all segments.
 template <class F>
-at::Tensor index_of(const Segments& segments, const F& f) {
-  std::vector<int64_t> values(segments.size());
-  for (int64_t i = 0; i < segments.size(); ++i) values[i] = f(segments[i]);
-  return indices(std::move(values));
+Places places_of(const Segments& segments, const F& f) {
+  Places places(segments.size());
+  for (int64_t i = 0; i < segments.size(); ++i) places[i] = f(segments[i]);
+  return places;
 }
 
 // Where a segment's first state is among those of the rows and, after them, those for resets.
-at::Tensor first_states(const Segments& segments, bool reverse) {
-  return index_of(segments, [&](const Segment& s) {
+Places first_states(const Segments& segments, bool reverse) {
+  return places_of(segments, [&](const Segment& s) {
     return segments.takes_state(s, reverse) ? s.row : segments.batch() + s.row;
   });
 }
 
 // The last state of each row among those of the segments and, after them, the rows' first ones,
 // which rows without a step give back.
-at::Tensor last_states(const Segments& segments, bool reverse) {
-  std::vector<int64_t> values(segments.batch());
-  for (int64_t row = 0; row < segments.batch(); ++row) values[row] = segments.size() + row;
+Places last_states(const Segments& segments, bool reverse) {
+  Places places(segments.batch());
+  for (int64_t row = 0; row < segments.batch(); ++row) places[row] = segments.size() + row;
   for (int64_t i = 0; i < segments.size(); ++i) {
-    if (segments.ends_row(segments[i], reverse)) values[segments[i].row] = i;
+    if (segments.ends_row(segments[i], reverse)) places[segments[i].row] = i;
   }
-  return indices(std::move(values));
+  return places;
 }
 
-// rows[d] of [D, first; second, size] for each direction; undefined tensors are zeros.
-template <class Index>
+// States [D, places, size]: place p of a direction is row p of `first` [D, first_rows, size], and
+// from first_rows on of `second`. Undefined tensors are zeros.
+template <class PlacesOf>
 at::Tensor select(const at::Tensor& first, int64_t first_rows, const at::Tensor& second,
-                  int64_t second_rows, int64_t size, const at::TensorOptions& options,
-                  const c10::List<bool>& reverse, const Index& index) {
+                  int64_t size, const at::TensorOptions& options, const c10::List<bool>& reverse,
+                  const PlacesOf& places_of_direction) {
+  const at::Tensor sources[] = {first.defined() ? first.contiguous() : first,
+                                second.defined() ? second.contiguous() : second};
   const auto directions = int64_t(reverse.size());
-  const auto given = [&](const at::Tensor& state, int64_t rows) {
-    return state.defined() ? state : at::zeros({directions, rows, size}, options);
-  };
-  const at::Tensor source = at::cat({given(first, first_rows), given(second, second_rows)}, 1);
-  std::vector<at::Tensor> parts;
+  at::Tensor out;
   for (int64_t d = 0; d < directions; ++d) {
-    parts.push_back(source.select(0, d).index_select(0, index(reverse.get(d))).unsqueeze(0));
+    const Places places = places_of_direction(reverse.get(d));
+    const auto rows = int64_t(places.size());
+    if (d == 0) out = at::empty({directions, rows, size}, options);
+    const int64_t bytes = size * int64_t(out.element_size());
+    char* to = static_cast<char*>(out.mutable_data_ptr()) + d * rows * bytes;
+    for (int64_t i = 0; i < rows; ++i, to += bytes) {
+      const bool in_second = places[i] >= first_rows;
+      const at::Tensor& source = sources[in_second];
+      if (!source.defined()) {
+        std::memset(to, 0, bytes);
+        continue;
+      }
+      const int64_t row = places[i] - (in_second ? first_rows : 0) + d * source.size(1);
+      std::memcpy(to, static_cast<const char*>(source.const_data_ptr()) + row * bytes, bytes);
+    }
   }
-  return at::cat(parts);
+  return out;
 }
 
 at::Tensor tensor_or_none(const OptionalTensor& t) { return is_given(t) ? *t : at::Tensor(); }
@@ -130,9 +147,8 @@ std::pair<OptionalTensor, OptionalTensor> into_segments(const Segments& segments
   const auto states = [&](const OptionalTensor& given, const OptionalTensor& fresh,
                           int64_t size) -> OptionalTensor {
     if (!is_given(given) && !is_given(fresh)) return std::nullopt;
-    return select(tensor_or_none(given), p.batch, tensor_or_none(fresh), p.batch, size,
-                  a.x.options(), a.reverse,
-                  [&](bool backwards) { return first_states(segments, backwards); });
+    return select(tensor_or_none(given), p.batch, tensor_or_none(fresh), size, a.x.options(),
+                  a.reverse, [&](bool backwards) { return first_states(segments, backwards); });
   };
   return {states(a.h0, s.reset_h, p.output_size()), states(a.c0, s.reset_c, p.hidden_size)};
 }
@@ -171,8 +187,8 @@ Forward run_segments(const LayerCall& call, const Segments& segments, const Argu
     compute(inner, {a.x, h0, c0, a.weights, a.reverse}, {y, h_n, c_n, gates, c});
   }
   const auto last = [&](const at::Tensor& state, const OptionalTensor& first, int64_t size) {
-    return select(state, segments.size(), tensor_or_none(first), segments.batch(), size, options,
-                  a.reverse, [&](bool backwards) { return last_states(segments, backwards); });
+    return select(state, segments.size(), tensor_or_none(first), size, options, a.reverse,
+                  [&](bool backwards) { return last_states(segments, backwards); });
   };
   return {y, last(h_n, a.h0, p.output_size()), last(c_n, a.c0, p.hidden_size), gates, c};
 }
@@ -198,7 +214,7 @@ Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
   }
   const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
   const Arguments arguments{x, h0, c0, weights, reverse};
-  const std::optional<Segments> segments = read_segments(call, s);
+  const std::optional<Segments> segments = read_segments(call, x, s);
   make_compact(segments, compact, &call);
   const Forward out = allocate(call, x);
   if (segments) return run_segments(call, *segments, arguments, s, out);
@@ -220,10 +236,11 @@ std::pair<at::Tensor, at::Tensor> out_of_segments(const Segments& segments, cons
   const at::Tensor total = at::zeros({grad.size(0), 2 * batch, size}, grad.options().dtype(type));
   for (int64_t d = 0; d < grad.size(0); ++d) {
     const at::Tensor one = total.select(0, d);
-    one.index_add_(0, first_states(segments, reverse.get(d)), grad.select(0, d).to(type));
+    const at::Tensor places = indices(first_states(segments, reverse.get(d)));
+    one.index_add_(0, places, grad.select(0, d).to(type));
     if (!grad_last.defined()) continue;
     // Of rows without a step the last state is the first.
-    const at::Tensor last = last_states(segments, reverse.get(d));
+    const at::Tensor last = indices(last_states(segments, reverse.get(d)));
     const at::Tensor same = last.ge(segments.size()).unsqueeze(1);
     one.narrow(0, 0, batch).add_(grad_last.select(0, d).to(type).mul(same));
   }
@@ -242,8 +259,8 @@ std::vector<at::Tensor> gradients_of_segments(const LayerCall& call, const Segme
   Saved of_segments = saved;
   const auto into_last = [&](at::Tensor* grad, int64_t size) {
     if (!grad->defined()) return;
-    *grad = select(*grad, p.batch, at::Tensor(), 1, size, options, a.reverse, [&](bool backwards) {
-      return index_of(segments, [&](const Segment& segment) {
+    *grad = select(*grad, p.batch, at::Tensor(), size, options, a.reverse, [&](bool backwards) {
+      return places_of(segments, [&](const Segment& segment) {
         return segments.ends_row(segment, backwards) ? segment.row : p.batch;
       });
     });
@@ -311,10 +328,11 @@ std::vector<at::Tensor> lstm_sequence_backward(
   c10::List<bool> of_layer;
   for (size_t i = 0; i < count; ++i) of_layer.push_back(needs.get(i));
   const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
-  const std::optional<Segments> segments = read_segments(call, s);
+  const std::optional<Segments> segments = read_segments(call, x, s);
   make_compact(segments, compact, &call);
   check_saved(call, grad_y, grad_h_n, grad_c_n, x, y, gates, c, of_layer, weights.size());
   TORCH_CHECK(!(compact && is_given(grad_c)), "fused_lstm: c of live rows only takes no gradient");
+  check_tensor(grad_c, "grad_c", c.sizes(), c);
   const Saved saved{dense(grad_y),  dense(grad_h_n),    dense(grad_c_n), dense(grad_c),
                     y.contiguous(), gates.contiguous(), c.contiguous()};
   const Arguments arguments{x, h0, c0, weights, reverse};
