@@ -127,7 +127,8 @@ _reasons.update(
 
 def unknown_class(error: RuntimeError, *tensors: torch.Tensor) -> str | None:
     """Why an op failed, where it was for a tensor of a class that knows PyTorch's own ops only."""
-    if isinstance(error, NotImplementedError):
+    # DTensor of torch 2.10 says it in words of its own.
+    if isinstance(error, NotImplementedError) or "Sharding propagation failed" in str(error):
         for t in tensors:
             if type(t) not in (torch.Tensor, torch.nn.Parameter):
                 return f"{type(t).__module__}.{type(t).__qualname__} does not know the fused ops"
