@@ -6,6 +6,7 @@ says nothing of what is saved; that is decided where a graph is differentiated, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -174,12 +175,12 @@ def _backward_recorded(
     return [next(rest) if need else x.new_empty(0) for need in needs]
 
 
-def _vmap_lstm(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+def _vmap_lstm(size: int, in_dims: Sequence, *args: Any) -> batching.Mapped:
     *values, weights, reverse = args
     return batching.members(
         lambda *args: _ops.lstm(*args[:4], args[4:], reverse),
         lambda *args: ensemble.lstm_ensemble(*args[:4], args[4:], reverse, False)[:3],
-        info.batch_size,
+        size,
         (*in_dims[:4], *in_dims[4]),
         (*values, *weights),
         lengths=1,
@@ -187,13 +188,13 @@ def _vmap_lstm(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     )
 
 
-def _vmap_forward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+def _vmap_forward(size: int, in_dims: Sequence, *args: Any) -> batching.Mapped:
     *values, weights, reverse, save = args
     count = 5 if save else 3
     outputs, dims = batching.members(
         lambda *args: _ops.lstm_layer(*args[:4], args[4:], reverse, save)[:count],
         lambda *args: ensemble.lstm_ensemble(*args[:4], args[4:], reverse, save)[:count],
-        info.batch_size,
+        size,
         (*in_dims[:4], *in_dims[4]),
         (*values, *weights),
         lengths=1,
@@ -204,10 +205,10 @@ def _vmap_forward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     return (*outputs, *(args[0].new_empty(0) for _ in range(2))), (*dims, None, None)
 
 
-def _vmap_backward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
+def _vmap_backward(size: int, in_dims: Sequence, *args: Any) -> batching.Mapped:
     *values, weights, reverse, y, gates, c, needs = args
     found, dims = batching.backward_members(
-        info.batch_size,
+        size,
         (*in_dims[:7], *in_dims[9:12], *in_dims[7]),
         (*values, y, gates, c, *weights),
         reverse,
@@ -219,24 +220,20 @@ def _vmap_backward(info: Any, in_dims: tuple, *args: Any) -> batching.Mapped:
     return list(grads), list(dims)
 
 
-# torch.compile looks at every Python frame that runs between the graphs it has compiled; these are
-# parts of ops, and none of its business.
-_untraced = getattr(torch, "_disable_dynamo", lambda function: function)
-
 if _ops.extension is not None:
     _library = torch.library.Library("fused_lstm", "FRAGMENT")
     for _name, _function in (
         ("_lstm_layer_recorded", _forward_recorded),
         ("_lstm_layer_backward_recorded", _backward_recorded),
     ):
-        _library.impl(_name, _untraced(_function), "CompositeImplicitAutograd")
+        _library.impl(_name, _transforms.untraced(_function), "CompositeImplicitAutograd")
     for _name, _fake, _rule in (
         ("lstm", _fake_lstm, _vmap_lstm),
         ("lstm_layer", _fake_forward, _vmap_forward),
         ("lstm_layer_backward", _fake_backward, _vmap_backward),
     ):
         torch.library.register_fake(f"fused_lstm::{_name}")(_fake)
-        torch.library.register_vmap(f"fused_lstm::{_name}", _untraced(_rule))
+        _transforms.register_vmap(_library, _name, _rule)
     for _name, _fake in (
         ("_lstm_layer_backward_gates", _fake_backward_gates),
         ("_lstm_ensemble", _fake_ensemble),

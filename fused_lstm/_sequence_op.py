@@ -280,7 +280,7 @@ if _ops.extension is not None:
         ("_lstm_sequence_recorded", _sequence_recorded),
         ("_lstm_sequence_backward_recorded", _backward_recorded),
     ):
-        _library.impl(_name, _program._untraced(_function), "CompositeImplicitAutograd")
+        _library.impl(_name, _transforms.untraced(_function), "CompositeImplicitAutograd")
     torch.library.register_fake("fused_lstm::lstm_sequence")(_fake_forward)
     torch.library.register_fake("fused_lstm::lstm_sequence_backward")(_fake_backward)
     _ops.extension.set_transformed_gradients(autograd.gradients_of_layer, gradients_of_sequence)

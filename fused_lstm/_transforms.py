@@ -9,7 +9,7 @@ does not even say that a transform is active, PyTorch itself refuses to apply th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -36,6 +36,15 @@ except ImportError:
         """Left to the operations that meet them."""
         return args
 
+
+try:
+    from torch._C._functorch import _add_batch_dim, _unwrap_batched, peek_interpreter_stack
+except ImportError:
+    peek_interpreter_stack = None
+
+# torch.compile looks at every Python frame that runs between the graphs it has compiled; some are
+# parts of ops, and none of its business.
+untraced = getattr(torch, "_disable_dynamo", lambda function: function)
 
 # Whether a transform of ``torch.func`` is active.
 func_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -115,3 +124,56 @@ def any_legacy_batched(*tensors: torch.Tensor | None) -> bool:
         if t is not None and is_legacy_batchedtensor(t):
             return True
     return False
+
+
+def register_vmap(library: torch.library.Library, name: str, rule: Callable[..., Any]) -> None:
+    """Let ``vmap`` compute the op ``fused_lstm::name`` by ``rule(size, in_dims, *args)``.
+
+    It takes the number of members, the mapped dimension of each argument (None for those that are
+    not mapped, a list for a list of tensors) and the arguments, and returns outputs and their
+    dimensions. This is ``torch.library.register_vmap`` without its walks over arguments as trees,
+    which take 0.1 ms a call: as long as a small layer does.
+    """
+    op = getattr(torch.ops.fused_lstm, name).default
+    if peek_interpreter_stack is None:
+        torch.library.register_vmap(
+            op, lambda info, in_dims, *args: rule(info.batch_size, in_dims, *args)
+        )
+        return
+
+    def kernel(*args: Any) -> Any:
+        level = peek_interpreter_stack().level()
+        values, dims, sizes = [], [], []
+
+        def unwrap(arg: Any) -> tuple[Any, int | None]:
+            if not isinstance(arg, torch.Tensor):
+                return arg, None
+            value, dim = _unwrap_batched(arg, level)
+            if dim is not None:
+                sizes.append(value.shape[dim])
+            return value, dim
+
+        for arg in args:
+            if isinstance(arg, (list, tuple)):
+                pairs = [unwrap(each) for each in arg]
+                value, dim = [value for value, _ in pairs], [dim for _, dim in pairs]
+            else:
+                value, dim = unwrap(arg)
+            values.append(value)
+            dims.append(dim)
+        below = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            if not sizes:
+                return op(*values)
+            outputs, out_dims = rule(sizes[0], dims, *values)
+        return _mapped(outputs, out_dims, level)
+
+    library.impl(name, untraced(kernel), "FuncTorchBatched")
+
+
+def _mapped(outputs: Sequence[Any], dims: Sequence[int | None], level: int) -> Sequence[Any]:
+    """The outputs as this level's, in a tuple or list as they are."""
+    return type(outputs)(
+        t if dim is None else _add_batch_dim(t, dim, level)
+        for t, dim in zip(outputs, dims, strict=True)
+    )
