@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+# The size of a team is a matter of the test, and not of what else runs on this machine. Before the
+# extension is there; also for the processes that tests start.
+os.environ.setdefault("FUSED_LSTM_ADAPT_THREADS", "0")
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "contention.h"
 #include "kernels.h"
 #include "machine.h"
 #include "memory_pool.h"
@@ -116,6 +117,12 @@ void bind(py::module_& m) {
         return py::dict(py::arg("used") = state.used, py::arg("idle") = state.idle);
       },
       "Bytes of larger tensors that the ops made: in use, and kept for the next call.");
+  py::class_<Contention>(m, "Contention", "How large a team should be; see contention.h.")
+      .def(py::init<>())
+      .def("record", &Contention::record, py::arg("now"), py::arg("taken"), py::arg("waited"))
+      .def("threads", &Contention::threads, py::arg("now"), py::arg("available"));
+  m.def("record_team", &record_team, "As if a team had run in this process now.", py::arg("taken"),
+        py::arg("waited"));
   m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");
   m.def(
       "cpu_machine",

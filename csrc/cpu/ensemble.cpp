@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 
+#include "cpu/contention.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory_pool.h"
 #include "cpu/precision.h"
@@ -74,7 +75,7 @@ void for_members(int64_t size, const std::function<void(int64_t k)>& run) {
       failure = std::current_exception();
     }
   };
-  const int threads = available_threads();
+  const int threads = uncontended_threads(available_threads());
   if (size < threads || !run_team(threads, take_turns)) take_turns(0);
   if (failure != nullptr) std::rethrow_exception(failure);
 }

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "cpu/call_memory.h"
+#include "cpu/contention.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer.h"
 #include "cpu/memory_pool.h"
@@ -63,13 +64,14 @@ void set_weights(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   }
 }
 
-// Plans for the threads at hand and runs; with one thread where the plan's team is not to be had.
-// Returns the plan that ran.
+// Plans for the threads at hand and runs; with fewer where other processes keep a team waiting, and
+// with one where the plan's team is not to be had. Returns the plan that ran.
 template <class T, class Plan, class Size, class Run>
 CpuPlan plan_and_run(const Kernels<T>& kernels, const Plan& plan_for, const Size& size_of,
                      const Run& run) {
   const PlanRequest request = requested_plan();
-  for (int threads = available_threads();; threads = 1) {
+  const int most = available_threads();
+  for (int threads = request.asks_for_a_team() ? most : uncontended_threads(most);; threads = 1) {
     const CpuPlan plan = plan_for(machine(kernels, threads), request);
     const CallMemory workspace(size_of(plan));
     if (run(plan, workspace.data())) return plan;

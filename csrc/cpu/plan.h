@@ -45,6 +45,8 @@ struct PlanRequest {
   // "rows=2 units=1 fold=0 chunk=4 algorithm=panels", any subset in any order; "" for nothing.
   // Throws std::invalid_argument that says what is wrong.
   static PlanRequest parse(const std::string& text);
+
+  bool asks_for_a_team() const { return directions || rows || units; }
 };
 
 // Throw std::invalid_argument where a request does not fit the problem or the threads at hand.

@@ -2,8 +2,11 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
+
+#include "contention.h"
 
 #if defined(__linux__)
 #include <dirent.h>
@@ -102,11 +105,16 @@ bool changed_soon(const std::atomic<int32_t>& word, int32_t value) {
   }
 }
 
+// What this thread has waited in barriers, beyond the time that it spins.
+thread_local Clock::duration overdue{};
+
 struct Team {
   int size;
   const std::function<void(int)>& body;
   Barrier end;  // libgomp's own spins far longer before it gives its core away
   bool complete = false;
+  Clock::duration in_first{};               // time of the first member in its body
+  std::atomic<Clock::rep> longest_wait{0};  // of a member, in all barriers
 };
 
 #if defined(__ELF__)
@@ -115,12 +123,21 @@ void run_member(void* data) {
   if (omp_get_num_threads() != team.size) return;
   const int rank = omp_get_thread_num();
   if (rank == 0) team.complete = true;
+  const Clock::time_point begin = Clock::now();
+  overdue = {};
   {
     const FlushDenormals flush;
     team.body(rank);
   }
   team.end.wait();
+  Clock::rep longest = team.longest_wait.load(std::memory_order_relaxed);
+  while (longest < overdue.count() &&
+         !team.longest_wait.compare_exchange_weak(longest, overdue.count())) {
+  }
+  if (rank == 0) team.in_first = Clock::now() - begin;
 }
+
+double in_seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 #endif
 
 }  // namespace
@@ -151,7 +168,14 @@ bool run_team(int size, const std::function<void(int rank)>& body) {
 #if defined(__ELF__)
   if (!has_thread_pool()) return false;
   Team team{size, body, Barrier(size)};
+  const Clock::time_point begin = Clock::now();
   GOMP_parallel(run_member, &team, unsigned(size), 0);
+  const Clock::duration taken = Clock::now() - begin;
+  // What is not within the members is the runtime's own wait for them.
+  const Clock::duration outside = taken - team.in_first;
+  const Clock::duration waited = Clock::duration(team.longest_wait.load()) +
+                                 (outside > kSpinTime ? outside : Clock::duration{});
+  if (team.complete) record_team(in_seconds(taken), in_seconds(waited));
   return team.complete;
 #else
   return false;
@@ -167,9 +191,11 @@ void Barrier::wait_for_others() {
     return;
   }
   if (changed_soon(phase_, phase)) return;
+  const Clock::time_point begin = Clock::now();
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   while (phase_.load(std::memory_order_seq_cst) == phase) sleep_while(phase_, phase);
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  overdue += Clock::now() - begin;
 }
 
 #if defined(__x86_64__)

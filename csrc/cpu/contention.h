@@ -1,0 +1,31 @@
+// How many threads a team should have while other processes use the cores too. A member that has
+// lost its core keeps the others waiting for as long as the system lets someone else run: some
+// milliseconds, the length of many calls.
+#pragma once
+
+namespace fused_lstm::cpu {
+
+// What came of teams in the last moments, and what follows from it. Times are in seconds.
+class Contention {
+ public:
+  // A team took `taken` seconds until `now`, `waited` of which its members waited for one of them,
+  // beyond what they wait for one that has its core.
+  void record(double now, double taken, double waited);
+
+  // Of the threads at hand those that a team should have.
+  int threads(double now, int available);
+
+ private:
+  void forget();
+
+  double taken_ = 0, waited_ = 0, stalls_ = 0;  // of the last moments
+  double last_ = 0;                             // record
+  int halvings_ = 0;
+  double until_ = 0, hold_ = 0;  // when halved last: until when, and for how long
+};
+
+// The same of this process, by its clock, unless FUSED_LSTM_ADAPT_THREADS=0.
+void record_team(double taken, double waited);
+int uncontended_threads(int available);
+
+}  // namespace fused_lstm::cpu

@@ -1,0 +1,135 @@
+"""Teams that share their cores with other processes: when they get smaller, and larger again."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUIET, STALLED = (2e-3, 0.0), (8e-3, 6e-3)  # seconds of a team, and of these waited
+
+
+@pytest.fixture
+def contention(extension):
+    return extension.Contention()
+
+
+def run(contention, now, calls, each):
+    """So many calls one after the other; the time after them."""
+    for _ in range(calls):
+        now += each[0]
+        contention.record(now, *each)
+    return now
+
+
+def test_all_threads_where_nobody_waits(contention):
+    now = run(contention, 1000.0, 1000, QUIET)
+    assert contention.threads(now, 2) == 2
+    assert contention.threads(now, 64) == 64
+
+
+def test_one_stall_is_an_accident(contention):
+    now = run(contention, run(contention, 1000.0, 3, QUIET), 1, STALLED)
+    assert contention.threads(now, 8) == 8
+    assert contention.threads(run(contention, now + 1.0, 1, STALLED), 8) == 8  # long after
+
+
+@pytest.mark.parametrize(("available", "fewer"), [(2, 1), (3, 1), (8, 4), (64, 32), (1, 1)])
+def test_half_the_team_where_most_of_the_time_is_waiting(contention, available, fewer):
+    now = run(contention, 1000.0, 3, STALLED)
+    assert contention.threads(now, available) == fewer
+
+
+def test_many_short_waits_are_no_lost_core(contention):
+    now = run(contention, 1000.0, 100, (0.6e-3, 0.45e-3))
+    assert contention.threads(now, 2) == 2
+
+
+@pytest.mark.parametrize(("share", "threads"), [(0.5, 2), (0.58, 2), (0.62, 1)])
+def test_what_half_the_team_must_be_worth(contention, share, threads):
+    now = run(contention, 1000.0, 3, (8e-3, share * 8e-3))
+    assert contention.threads(now, 2) == threads
+
+
+def test_long_calls_outweigh_a_stall(contention):
+    now = run(contention, run(contention, 1000.0, 5, (80e-3, 0.0)), 3, STALLED)
+    assert contention.threads(now, 2) == 2
+
+
+def test_a_team_that_still_waits_is_halved_again(contention):
+    now = 1000.0
+    for fewer in (32, 16, 8, 4, 2, 1, 1, 1):
+        now = run(contention, now, 2, STALLED)
+        assert contention.threads(now, 64) == fewer
+
+
+def test_the_larger_team_is_tried_again_later_and_later_while_stalls_come(contention):
+    now, holds = 1000.0, []
+    for _ in range(7):
+        now = run(contention, now, 2, STALLED)
+        begin = now
+        while contention.threads(now, 2) == 1:
+            now += 1e-3
+        holds.append(now - begin)
+    assert holds == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 1.6, 1.6], abs=0.02)
+    now = run(contention, run(contention, now, 2000, QUIET) + 1.0, 2, STALLED)
+    begin = now
+    while contention.threads(now, 2) == 1:
+        now += 1e-3
+    assert now - begin == pytest.approx(0.1, abs=0.02)
+
+
+def test_halvings_are_taken_back_one_after_the_other(contention):
+    now = run(contention, run(contention, 1000.0, 2, STALLED), 2, STALLED)
+    assert contention.threads(now, 8) == 2
+    found = []
+    for _ in range(6):
+        now += 0.09
+        found.append(contention.threads(now, 8))
+    assert found == [2, 2, 4, 8, 8, 8]
+
+
+CALLS = """
+import time
+import torch
+import fused_lstm
+from fused_lstm import _ops
+
+torch.set_num_threads(2)
+module, x = fused_lstm.LSTM(64, 256), torch.randn(20, 32, 64)
+results = []
+
+def threads():
+    with torch.no_grad():
+        results.append(module(x)[0])
+    return _ops.extension.last_cpu_plan()["threads"]
+
+print(threads())
+for _ in range(8):
+    _ops.extension.record_team(1.0, 0.9)
+print(threads())
+_ops.extension.request_cpu_plan("rows=2")
+print(threads())
+_ops.extension.request_cpu_plan("")
+time.sleep(4)
+print(threads())
+assert all(torch.equal(y, results[0]) for y in results)
+"""
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_calls_of_a_process(extension, adapts):
+    """A plan that is asked for keeps its team, and no team changes a bit."""
+    result = subprocess.run(
+        [sys.executable, "-c", CALLS],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "FUSED_LSTM_ADAPT_THREADS": str(int(adapts)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout.split() == ["2", "1" if adapts else "2", "2", "2"], result.stderr
