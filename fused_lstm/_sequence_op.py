@@ -191,87 +191,26 @@ def _sequence_recorded(
     return outputs if save else (*outputs[:3], x.new_empty(0), x.new_empty(0))
 
 
-def _backward_recorded(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_c: Tensor | None,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    reverse: list[bool],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reset_h: Tensor | None,
-    reset_c: Tensor | None,
-    y: Tensor,
-    gates: Tensor,
-    c: Tensor,
-    needs: list[bool],
-    keep_every: int,
-    compact: bool,
-) -> list[Tensor]:
+def _backward_recorded(*args: Any) -> list[Tensor]:
     """``lstm_sequence_backward``, called by itself, where a derivative is recorded."""
     if _transforms.func_active():
         raise NotImplementedError(_program._NO_RULE)
-    found = iter(
-        _reference_gradients(
-            (grad_y, grad_h_n, grad_c_n, grad_c), x, batch_sizes, h0, c0, reverse,
-            lengths, reset, reset_h, reset_c, needs, weights,
-        )
-    )  # fmt: skip
-    return [next(found) if need else x.new_empty(0) for need in needs]
+    x = args[4]
+    return [x.new_empty(0) if grad is None else grad for grad in gradients_of_sequence(*args)]
 
 
-def _fake_forward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    reverse: list[bool],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reset_h: Tensor | None,
-    reset_c: Tensor | None,
-    save: bool,
-    keep_every: int,
-    compact: bool,
-) -> tuple[Tensor, ...]:
-    y, h_n, c_n, gates, c = _program._fake_forward(x, batch_sizes, h0, c0, weights, reverse, save)
-    return y, h_n, c_n, x.new_empty(0) if keep_every else gates, c
+def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+    *layer, _, _, _, _, save, keep_every, _ = args
+    y, h_n, c_n, gates, c = _program._fake_forward(*layer, save)
+    return y, h_n, c_n, gates.new_empty(0) if keep_every else gates, c
 
 
-def _fake_backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_c: Tensor | None,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    reverse: list[bool],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reset_h: Tensor | None,
-    reset_c: Tensor | None,
-    y: Tensor,
-    gates: Tensor,
-    c: Tensor,
-    needs: list[bool],
-    keep_every: int,
-    compact: bool,
-) -> list[Tensor]:
-    grads = _program._fake_backward(
-        grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights, reverse, y, gates, c,
-        needs[:-2],
-    )  # fmt: skip
+def _fake_backward(*args: Any) -> list[Tensor]:
+    *grads, _ = args[:4]
+    *layer, _, _, reset_h, reset_c, y, gates, c, needs, _, _ = args[4:]
+    found = _program._fake_backward(*grads, *layer, y, gates, c, needs[:-2])
     states = zip((reset_h, reset_c), needs[-2:], strict=True)
-    return [*grads, *(x.new_empty(t.shape if need else (0,)) for t, need in states)]
+    return [*found, *(y.new_empty(t.shape if need else (0,)) for t, need in states)]
 
 
 if _ops.extension is not None:
