@@ -212,13 +212,6 @@ std::vector<Tensor> run_backward_op(const BackwardCall& b) {
                        b.c, b.needs, s.keep_every, s.compact);
 }
 
-// Whether the backward op computes the gradients. That of a sequence has no derivative of its own.
-bool has_fused_gradients(const BackwardCall& call) {
-  if (call.layer.sequence && at::GradMode::is_enabled()) return false;
-  return is_plain(call.layer) &&
-         none_transformed(call.grad_y, call.grad_h_n, call.grad_c_n, call.grad_c);
-}
-
 variable_list LayerFunction::backward(AutogradContext* context, const variable_list& grads) {
   BackwardCall call = read_call(context, grads);
   const LayerArguments& a = call.layer;
@@ -228,7 +221,7 @@ variable_list LayerFunction::backward(AutogradContext* context, const variable_l
   if (output_has_changed(context)) {
     call.y = output_of(call.gates, call.c, a.weights, a.reverse.size()).view_as(call.y);
   }
-  if (!has_fused_gradients(call)) {
+  if (!is_plain(a) || !none_transformed(call.grad_y, call.grad_h_n, call.grad_c_n, call.grad_c)) {
     const TransformedGradients& gradients = transformed_gradients();
     const auto found = (a.sequence ? gradients.of_sequence : gradients.of_layer)(call);
     for (size_t k = 0; k < found.size(); ++k) result[k] = found[k].value_or(Tensor());

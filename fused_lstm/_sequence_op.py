@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_lstm import _ops, _program, _transforms, autograd, reference
+from fused_lstm import _ops, _program, _transforms, autograd, batching, reference
 
 
 class LSTMSequence(torch.autograd.Function):
@@ -213,6 +213,45 @@ def _fake_backward(*args: Any) -> list[Tensor]:
     return [*found, *(y.new_empty(t.shape if need else (0,)) for t, need in states)]
 
 
+def _vmap_sequence(size: int, in_dims: Sequence, *args: Any) -> batching.Mapped:
+    """All members in one call, where they share the weights: each row of a member is a row more."""
+    x, batch_sizes, h0, c0, weights, reverse, lengths, reset, *rest = args
+    reset_h, reset_c, save, keep_every, compact = rest
+    # Saved where no row has a place of its own, they are for backward alone, which saves by itself.
+    save = save and not compact
+
+    def run(
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        reset_h: Tensor | None,
+        reset_c: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        lengths, reset = (None if t is None else t.squeeze(-1) for t in (lengths, reset))
+        found = _ops.lstm_sequence(
+            x, batch_sizes, h0, c0, weights, reverse,
+            lengths, reset, reset_h, reset_c, save, keep_every, compact,
+        )  # fmt: skip
+        return found if save and not keep_every else found[:3]
+
+    lengths, reset = (None if t is None else t.unsqueeze(-1) for t in (lengths, reset))
+    outputs, dims = batching.members(
+        run,
+        None,
+        size,
+        (*in_dims[:4], *in_dims[8:10], *in_dims[6:8], *in_dims[4]),
+        (x, batch_sizes, h0, c0, reset_h, reset_c, lengths, reset, *weights),
+        lengths=1,
+        weights=8,
+    )
+    missing = 5 - len(outputs)
+    return (*outputs, *[x.new_empty(0)] * missing), (*dims, *[None] * missing)
+
+
 if _ops.extension is not None:
     _library = torch.library.Library("fused_lstm", "FRAGMENT")
     for _name, _function in (
@@ -220,6 +259,7 @@ if _ops.extension is not None:
         ("_lstm_sequence_backward_recorded", _backward_recorded),
     ):
         _library.impl(_name, _transforms.untraced(_function), "CompositeImplicitAutograd")
+    _transforms.register_vmap(_library, "lstm_sequence", _vmap_sequence)
     torch.library.register_fake("fused_lstm::lstm_sequence")(_fake_forward)
     torch.library.register_fake("fused_lstm::lstm_sequence_backward")(_fake_backward)
     _ops.extension.set_transformed_gradients(autograd.gradients_of_layer, gradients_of_sequence)

@@ -72,6 +72,11 @@ def stack() -> tuple[str, ...]:
     return tuple(transform.key().name for transform in get_interpreter_stack())
 
 
+def only_mapped() -> bool:
+    """Whether ``vmap`` is all that is active, once or several times, or nothing is."""
+    return not forward_mode() and set(stack()) <= {"Vmap"}
+
+
 def covered() -> bool:
     """Whether the fused functions give the derivative here: of one grad, and any vmap around it.
 

@@ -20,7 +20,7 @@ Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]  # outputs, and where
 
 def members(
     function: Callable[..., tuple[Tensor, ...]],
-    ensemble: Callable[..., tuple[Tensor, ...]],
+    ensemble: Callable[..., tuple[Tensor, ...]] | None,
     size: int,
     in_dims: Sequence[int | None],
     args: Sequence[Any],
@@ -36,7 +36,7 @@ def members(
         function: runs one problem. Every tensor that it takes or returns has rows of the batch in
             its last dimension but one, other than ``batch_sizes`` and the weights.
         ensemble: runs V problems at once, of tensors with the members in front; ``batch_sizes`` has
-            none.
+            none. None where there is no such op: one after the other.
         size: V, the number of members.
         in_dims: the mapped dimension of each argument, or None.
         args: the arguments, tensors with a dimension of V where ``in_dims`` says so.
@@ -59,7 +59,7 @@ def members(
     if foldable and all(dim is None for dim in in_dims[weights:]):
         return unfold(function(*fold(args, in_dims, size, lengths, weights)), size)
     at_once = not is_recorded(args) or (recordable and is_plain(args))
-    if not at_once or args[weights].device.type == "cuda":
+    if ensemble is None or not at_once or args[weights].device.type == "cuda":
         found = [function(*member(args, in_dims, k)) for k in range(size)]
         outputs = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
     else:

@@ -68,7 +68,8 @@ def lstm(
         return_cells: whether c of every step of the last layer is returned too, shaped as the
             output with H in the place of P. It has gradients.
         return_gates: likewise its activated gates i, f, g and o, with 4H in the place of P, the
-            gates of a direction next to each other. They have no gradients.
+            gates of a direction next to each other. They have no gradients. Cells and gates beyond
+            a length are zero.
         recompute: k > 0 keeps c of every k-th step only for backward, which computes the gates of k
             steps at once again: memory for time, the same gradients to the last bit. It is of no
             effect for a layer whose cells or gates are returned, and on devices other than CPUs.

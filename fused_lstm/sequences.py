@@ -2,7 +2,8 @@
 
 Lengths of padded input, resets at the boundaries of episodes, c and the gates of every step, and
 memory for time in training. On the CPU all of it is one fused op per layer, which walks live rows
-only, where they lie; elsewhere, and under transforms, the reference computes it step by step.
+only, where they lie; elsewhere, and under transforms other than ``vmap`` over inputs, the reference
+computes it step by step.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class SequenceCall:
 
     def _run(self, x: Tensor, *args: Any, inside: bool) -> tuple[Tensor | None, ...]:
         reason, plain = unavailable(x), self.lengths is None and self.reset is None and not inside
-        fused = reason is None and not self.by_reference and not _transforms.transformed()
+        fused = reason is None and not self.by_reference and _transforms.only_mapped()
         if plain and not self.by_reference and not (fused and torch.is_grad_enabled()):
             return (*autograd.lstm_layer(x, *args[:5]), None, None)
         if not fused:

@@ -142,14 +142,15 @@ def test_an_output_without_a_gradient(problem):
 
 
 def test_gradients_that_are_mapped_over(problem):
+    """Of all outputs together, and into each alone."""
     outputs, inputs = problem.outputs(), list(problem.inputs.values())
-    upstream = [torch.randn(3, *t.shape, dtype=t.dtype) for t in outputs]
-    mapped = torch.autograd.grad(
-        outputs, inputs, upstream, is_grads_batched=True, retain_graph=True
-    )
-    for k in range(3):
-        one = torch.autograd.grad(outputs, inputs, [u[k] for u in upstream], retain_graph=True)
-        torch.testing.assert_close([m[k] for m in mapped], [*one])
+    for chosen in (outputs, *((t,) for t in outputs)):
+        upstream = [torch.randn(3, *t.shape, dtype=t.dtype) for t in chosen]
+        options = dict(retain_graph=True, materialize_grads=True)
+        mapped = torch.autograd.grad(chosen, inputs, upstream, is_grads_batched=True, **options)
+        for k in range(3):
+            one = torch.autograd.grad(chosen, inputs, [u[k] for u in upstream], **options)
+            torch.testing.assert_close([m[k] for m in mapped], [*one])
 
 
 def test_gradients_by_vmap_of_a_graph_recorded_before(problem):

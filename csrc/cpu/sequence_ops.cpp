@@ -182,7 +182,10 @@ Forward run_segments(const LayerCall& call, const Segments& segments, const Argu
   h_n = at::empty({p.directions, segments.size(), p.output_size()}, options);
   c_n = at::empty({p.directions, segments.size(), p.hidden_size}, options);
   clear_dead(segments, y, 1);
-  if (p.save && !p.compact) clear_dead(segments, c, p.directions);
+  if (p.save && !p.compact) {
+    clear_dead(segments, gates, p.directions);
+    clear_dead(segments, c, p.directions);
+  }
   if (inner.problem.rows > 0) {
     compute(inner, {a.x, h0, c0, a.weights, a.reverse}, {y, h_n, c_n, gates, c});
   }
