@@ -252,3 +252,30 @@ def test_a_gradient_into_c_that_does_not_fit_is_refused_by_the_op(extension):
             torch.ops.fused_lstm.lstm_sequence_backward(
                 y, None, None, c[:, 1:], *call, *masks, y, gates, c, needs, 0, False
             )
+
+
+@pytest.mark.parametrize("name", ["x", "h0", "c0", "weight_hh_l0", "reset_h", "reset_c"])
+def test_the_op_by_itself_drops_no_tangent(extension, name):
+    """Of whichever argument it is: those of the module, which asks for none of the ops then."""
+    problem = Problem("lengths and resets")
+    for tensor in problem.inputs.values():
+        tensor.requires_grad_(False)
+    named = dict(problem.inputs)
+    with torch.autograd.forward_ad.dual_level():
+        named[name] = torch.autograd.forward_ad.make_dual(named[name], named[name].cos())
+        x, h0, c0, reset_h, reset_c = [t for key, t in named.items() if "_l0" not in key]
+        weights = [t for key, t in named.items() if "_l0" in key]
+        options = dict(problem.options, reset_hx=(reset_h, reset_c))
+        y, state = torch.func.functional_call(
+            problem.module, {k: named[k] for k in named if "_l0" in k}, (x, (h0, c0)), options
+        )
+        outputs = torch.ops.fused_lstm.lstm_sequence(
+            x, None, h0, c0, weights, [False, True],
+            LENGTHS, MASK, reset_h, reset_c, False, 0, False,
+        )[:3]  # fmt: skip
+        tangents = [
+            [torch.autograd.forward_ad.unpack_dual(t).tangent for t in found]
+            for found in ((y, *state), outputs)
+        ]
+    assert tangents[1][0].abs().max() > 0
+    torch.testing.assert_close(tangents[1], tangents[0])
