@@ -426,3 +426,18 @@ def test_refusals(name):
     kind, words = ERRORS[name]
     with pytest.raises(kind, match=words):
         module(input, **options)
+
+
+def test_states_that_lie_anyhow():
+    """Slices and transposes of other tensors are what dense ones are."""
+    _, module = CASE.with_(bidirectional=True).modules()
+    x = torch.randn(5, 4, 3).double()
+    states = [torch.randn(2, 4, 6).double() for _ in range(4)]
+    anyhow = [s.permute(2, 0, 1).contiguous().permute(1, 2, 0) for s in states]
+    anyhow[1] = torch.stack([states[1]] * 2, 2)[:, :, 1]
+    assert not any(s.is_contiguous() for s in anyhow)
+    found = [
+        module(x, given[:2], lengths=LENGTHS, reset=MASK, reset_hx=given[2:])
+        for given in (states, anyhow)
+    ]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
