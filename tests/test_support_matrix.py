@@ -242,6 +242,17 @@ def with_recompute(dtype, device):
     return "kernel" if kept[1] < kept[0] / 2 else "without effect"
 
 
+def mapped_sequences(dtype, device):
+    lstm, xs = layer(dtype, device), inputs(dtype, device, 2, 5, 2, 3)
+    lengths = torch.tensor([[5, 3], [2, 4]])
+
+    def use(dtype, device):
+        with torch.no_grad():
+            torch.func.vmap(lambda x, lengths: lstm(x, lengths=lengths)[0])(xs, lengths)
+
+    return what_runs(use, dtype, device)
+
+
 def streamed(dtype, device):
     stream = layer(dtype, device).stream(2)
     names = operations(lambda: stream(inputs(dtype, device)))
@@ -256,6 +267,7 @@ OPTIONS = {
     "`reset=`, `reset_hx=`": with_resets,
     "`return_cells=`, `return_gates=`": with_cells,
     "`recompute=`": with_recompute,
+    "`vmap` over inputs, lengths, resets and states of such calls": mapped_sequences,
     "`stream()`": streamed,
 }
 
