@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from fused_lstm import LSTM
 
 LETTERS = 10
-GATES = ("W_i", "W_f", "W_C", "W_o")  # in the order of the rows of torch.nn.LSTM's weights
+GATES = ("f", "i", "C", "o")
 
 
 class Cell(nn.Module):
@@ -36,11 +36,11 @@ class Cell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        for name in GATES:
+        for letter in GATES:
             gate = nn.Linear(hidden_size + input_size, hidden_size)
             nn.init.xavier_uniform_(gate.weight)
             nn.init.zeros_(gate.bias)
-            setattr(self, name, gate)
+            setattr(self, f"W_{letter}", gate)
         nn.init.ones_(self.W_f.bias)  # at first, remember
 
     def forward(self, x: Tensor, h: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +48,16 @@ class Cell(nn.Module):
         f, i, o = (torch.sigmoid(gate(hx)) for gate in (self.W_f, self.W_i, self.W_o))
         C = f * C + i * torch.tanh(self.W_C(hx))
         return o * torch.tanh(C), C
+
+    def in_pytorchs_layout(self, gradients: bool = False) -> list[Tensor]:
+        """w_ih, w_hh and b_ih of an LSTM that computes the same, or their gradients."""
+        found = {}
+        for letter in GATES:
+            gate = getattr(self, f"W_{letter}")
+            found[f"W_{letter}"], found[f"b_{letter}"] = gate.weight, gate.bias
+        if gradients:
+            found = {name: parameter.grad for name, parameter in found.items()}
+        return LSTM.from_concatenated(**found).all_weights[0][:3]
 
 
 class TextbookLSTM(nn.Module):
@@ -77,6 +87,11 @@ class TextbookLSTM(nn.Module):
             x = torch.cat([self.walk(k, x, lengths), self.walk(k + 1, x, lengths)], dim=2)
         return x
 
+    def gradients(self) -> list[Tensor]:
+        """Of the first state and of the weights, in the layout of `FusedLSTM`."""
+        weights = [g for cell in self.cells for g in cell.in_pytorchs_layout(gradients=True)]
+        return [self.h0.grad, self.C0.grad, *weights]
+
 
 class FusedLSTM(nn.Module):
     """The same with fused_lstm.LSTM on packed input; `load` takes a textbook's weights."""
@@ -97,12 +112,13 @@ class FusedLSTM(nn.Module):
         self.h0.copy_(book.h0)
         self.C0.copy_(book.C0)
         for cell, weights in zip(book.cells, self.lstm.all_weights, strict=True):
-            w_ih, w_hh, b_ih, b_hh = weights
-            both = torch.cat([getattr(cell, name).weight for name in GATES])
-            w_hh.copy_(both[:, : w_hh.shape[1]])
-            w_ih.copy_(both[:, w_hh.shape[1] :])
-            b_ih.copy_(torch.cat([getattr(cell, name).bias for name in GATES]))
-            b_hh.zero_()
+            for own, given in zip(weights[:3], cell.in_pytorchs_layout(), strict=True):
+                own.copy_(given)
+            weights[3].zero_()  # b_hh: the textbook has one bias
+
+    def gradients(self) -> list[Tensor]:
+        weights = [w.grad for group in self.lstm.all_weights for w in group[:3]]
+        return [self.h0.grad, self.C0.grad, *weights]
 
 
 def make_batch(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,17 +158,26 @@ def train(model: Reader, steps: int) -> list[float]:
     return losses
 
 
-def compare(book: nn.Module, fused: nn.Module) -> tuple[float, float]:
-    """Largest difference of the outputs, and of the gradients of the input and the first state."""
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def compare(book: TextbookLSTM, fused: FusedLSTM) -> tuple[float, float]:
+    """Largest difference of the outputs, and of the gradients of input, first state and weights.
+
+    Each relative to the largest element.
+    """
     x, lengths, _ = make_batch(16, torch.Generator().manual_seed(3))
-    x.requires_grad_()
-    outputs = [model(x, lengths) for model in (book, fused)]
-    gradients = [
-        torch.autograd.grad(y.square().sum(), (x, model.h0, model.C0))
-        for y, model in zip(outputs, (book, fused), strict=True)
-    ]
-    difference = max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True))
-    return (outputs[0] - outputs[1]).abs().max().item(), difference
+    outputs, gradients = [], []
+    for model in (book, fused):
+        given = x.clone().requires_grad_()
+        outputs.append(model(given, lengths))
+        outputs[-1].square().sum().backward()
+        gradients.append([given.grad, *model.gradients()])
+    return (
+        largest_difference(*outputs),
+        max(largest_difference(a, b) for a, b in zip(*gradients, strict=True)),
+    )
 
 
 def seconds(model: nn.Module) -> float:
