@@ -2,7 +2,8 @@
 
     python examples/switch.py [module:function] [--picture switch.png]
 
-`function` returns a model and a tuple of inputs. Without one, the model is the tagger below, which
+`module` is a file of the folder where this is started, or any that Python finds; `function` returns
+a model and a tuple of inputs. Without one, the model is the tagger below, which
 knows nothing of fused_lstm: it marks the words of made-up sentences that follow "the" at any
 distance up to the next comma. It is trained, swapped in the middle of its training and swapped
 back, with the same optimizer all along.
@@ -10,6 +11,8 @@ back, with the same optimizer all along.
 
 import argparse
 import importlib
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file for the loss")
     options = parser.parse_args()
     if options.target:
+        sys.path.insert(0, os.getcwd())  # Python puts the folder of this file there instead
         module, function = options.target.split(":")
         profile(*getattr(importlib.import_module(module), function)(), backward=True)
         return

@@ -41,11 +41,11 @@ def run(monkeypatch, capsys, tmp_path):
     return run_example
 
 
-def in_a_process(command: list[str], name: str, *arguments: str) -> str:
+def in_a_process(command: list[str], name: str, *arguments: str, folder: Path = ROOT) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [*command, f"examples/{name}.py", *arguments],
-        cwd=ROOT,
+        [*command, str(ROOT / "examples" / f"{name}.py"), *arguments],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
@@ -119,6 +119,14 @@ def test_switch(run):
     output = run("switch", "--steps", "20")
     assert numbers(output, "before and after the swap: ")[0] < 1e-4
     assert numbers(output, "held-out accuracy: ")[0] > 0.95
+    assert "times faster" in output
+
+
+def test_switch_finds_a_module_of_the_folder_where_it_is_started(tmp_path):
+    (tmp_path / "my_file.py").write_text(
+        "import torch\n\ndef make():\n    return torch.nn.LSTM(2, 3), (torch.randn(4, 1, 2),)\n"
+    )
+    output = in_a_process([sys.executable], "switch", "my_file:make", folder=tmp_path)
     assert "times faster" in output
 
 
