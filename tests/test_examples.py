@@ -103,6 +103,20 @@ def test_sentiment(run):
     assert 'the story felt dull": complaint' in output
 
 
+def test_no_review_is_in_both_parts(monkeypatch):
+    pytest.importorskip("rich")
+    main, parts = runpy.run_path(str(ROOT / "examples" / "sentiment.py"))["main"], []
+    names = main.__globals__
+    monkeypatch.setitem(names, "train", lambda model, data, *_: parts.append(data))
+    monkeypatch.setitem(names, "scores", lambda model, data, *_: parts.append(data) or {})
+    monkeypatch.setattr(sys, "argv", ["sentiment.py"])
+    main()
+    trained, held = ({text for text, _ in part} for part in parts)
+    assert len(trained) == 2000
+    assert len(held) == 500
+    assert not trained & held
+
+
 def test_from_scratch(run):
     output = run("from_scratch", "--steps", "120")
     assert numbers(output, "largest difference of outputs and gradients: ")[0] < 1e-5
