@@ -1,15 +1,29 @@
-"""The most memory that a call holds, above what was there before."""
+"""The most memory that a first call holds, above what was there before.
+
+In a process of its own: what earlier calls have freed, both libraries and the allocators below them
+keep for the next one, which would then use it unseen.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import signal
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark.utils.timer import timer
+
+from .problem import Problem, make_problem
+from .providers import PROVIDERS, Provider, thread_count
+from .workload import Workload
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# What a process has imported from the start: torch itself does so only when it first needs it.
+PRELOADED = [__name__, "torch._dynamo"]
 
 
 def status(name: str) -> int:
@@ -25,23 +39,70 @@ def give_back_freed() -> None:
         trim(0)
 
 
-def run_and_watch(run: Callable[[], object], device: str) -> tuple[float, int | None]:
-    """Seconds of one call, and its peak memory in bytes; None where the system does not tell."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
-    else:
-        give_back_freed()
-        try:
-            CLEAR.write_text("5")  # the peak is from here on
-            before = status("VmRSS")
-        except OSError:  # not Linux, or not allowed
-            before = None
+def can_watch() -> bool:
+    """Whether the system lets a process reset its own peak, as Linux does."""
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
-        def peak() -> int:
-            return status("VmHWM")
 
-    start = timer()
+def peak_of(run: Callable[[], object]) -> int:
+    """Bytes of this process while a call runs, above those before."""
+    give_back_freed()
+    CLEAR.write_text("5")  # the peak is from here on
+    before = status("VmRSS")
     run()
-    elapsed = timer() - start
-    return elapsed, None if before is None else max(0, peak() - before)
+    return max(0, status("VmHWM") - before)
+
+
+def small(workload: Workload) -> Workload:
+    """The same kind of call, too small to leave memory that a larger one would use again."""
+    return replace(
+        workload,
+        batch=workload.members or 2,
+        steps=2,
+        input=4,
+        hidden=(8,) * len(workload.hidden),
+        proj=4 if workload.proj else 0,
+        calls=min(workload.calls, 2),
+    )
+
+
+def first_peak(name: str, workload: Workload, mode: str, threads: int) -> int:
+    """Of a provider's first call in this process."""
+    provider = PROVIDERS[name]
+    with thread_count(threads), provider.settings():
+        for each in (small(workload), workload):  # the first for what is set up once
+            peak = peak_of(provider.prepare(make_problem(each, threads), mode).run)
+    return peak
+
+
+def be_quiet() -> None:
+    """The process that asks has warned already, and hears Ctrl-C itself."""
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def peak_on_gpu(run: Callable[[], object]) -> int:
+    """Of tensors, wherever their memory was before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_memory(
+    provider: Provider, problem: Problem, mode: str, run: Callable[[], object]
+) -> int | None:
+    """Bytes; None where the system does not tell, or `run` would have to be compiled again."""
+    if problem.device.type == "cuda":
+        return peak_on_gpu(run)
+    if provider.compiles or not can_watch():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with ProcessPoolExecutor(1, context, be_quiet) as process:
+        asked = (provider.name, problem.workload, mode, problem.threads)
+        return process.submit(first_peak, *asked).result()

@@ -61,6 +61,7 @@ class Provider:
     why_not: Callable[[Workload, str], str] = anywhere  # "" where it can run
     settings: Callable[[], AbstractContextManager] = field(default=contextlib.nullcontext)
     by_default: bool = False
+    compiles: bool = False  # the model, by torch.compile, which takes up to minutes
     eps: float | None = None  # of the arithmetic where it is coarser than the row's dtype
 
 
@@ -360,7 +361,9 @@ ALL = [
     Provider("float32", "nn.LSTM, float32", prepare_float32, why_not_float32, by_default=True),
     Provider("linear", "four nn.Linear", prepare_linear, why_not_linear),
     Provider("script", "the same, jit.script", prepare_script, why_not_linear),
-    Provider("compile", "torch.compile", prepare_compile, why_not_compile, allow_rnn),
+    Provider(
+        "compile", "torch.compile", prepare_compile, why_not_compile, allow_rnn, compiles=True
+    ),
     Provider("onnxruntime", "onnxruntime", *engine("onnxruntime"), rest_after),
     Provider("openvino", "OpenVINO", *engine("openvino"), rest_after),
     Provider("one-thread", "fused, one thread", prepare_fused, settings=lambda: thread_count(1)),
@@ -383,7 +386,9 @@ ALL = [
     Provider("autocast", "fused, autocast", prepare_autocast, why_not_autocast),
     Provider("whole", "fused, one batch", prepare_whole, why_not_whole),
     Provider("pointwise", "fused, in a model", prepare_pointwise, why_not_dense),
-    Provider("fused-compile", "that, torch.compile", prepare_fused_compile, why_not_dense),
+    Provider(
+        "fused-compile", "that, torch.compile", prepare_fused_compile, why_not_dense, compiles=True
+    ),
     Provider("fallback", "fused, fallback", prepare_fused, settings=fallback_only),
 ]
 PROVIDERS = {provider.name: provider for provider in ALL}

@@ -6,7 +6,7 @@ import contextlib
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.benchmark.utils.timer import timer
@@ -14,7 +14,7 @@ from torch.utils.benchmark.utils.timer import timer
 from . import accuracy
 from .accuracy import Reference
 from .limits import limit_of
-from .memory import run_and_watch
+from .memory import peak_memory
 from .problem import Problem, make_problem
 from .providers import BASELINE, PROVIDERS, Prepared, Provider, thread_count
 from .results import Measurement, Result
@@ -107,7 +107,7 @@ class Row:
                 theirs = ours
                 if provider not in providers:
                     continue
-            measurement, turn = self.judge(provider, prepared, ours, theirs)
+            measurement, turn = self.judge(provider, mode, prepared, ours, theirs)
             measurements[provider.name] = measurement
             if turn:
                 turns[provider.name] = turn
@@ -124,6 +124,7 @@ class Row:
     def judge(
         self,
         provider: Provider,
+        mode: str,
         prepared: Prepared,
         ours: dict[str, float],
         theirs: dict[str, float],
@@ -140,8 +141,9 @@ class Row:
         if wrong:
             return Measurement(**known, failed=f"wrong: {wrong}"), None
         with provider.settings():
-            elapsed, memory = run_and_watch(prepared.run, self.device)
-        turn = Turn(prepared.run, repeats_for(elapsed), self.workload.calls, provider.settings)
+            memory = peak_memory(provider, self.problem, mode, prepared.run)
+        once = Turn(prepared.run, settings=provider.settings)
+        turn = replace(once, repeats=repeats_for(once.seconds()), calls=self.workload.calls)
         return Measurement(peak_memory=memory, **known), turn
 
 
