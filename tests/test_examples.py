@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+import fused_lstm
 
 ROOT = Path(__file__).parent.parent
 SKIP_RL = importlib.util.find_spec("sb3_contrib") is None
@@ -168,6 +171,54 @@ def test_recurrent_ppo(run):
     assert numbers(output, "of the parameters after one update: ")[0] < 1e-6
     untrained, trained = numbers(output, "held-out return: ")
     assert trained > 3 * untrained
+
+
+class Policy(nn.Module):
+    """As RecurrentPPO's: an LSTM for actions and one for values, states times (1 - start)."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor, self.critic = nn.LSTM(2, 16), nn.LSTM(2, 16)
+        self.action, self.value = nn.Linear(16, 2), nn.Linear(16, 1)
+
+    @staticmethod
+    def walk(lstm, features, starts):
+        state, outputs = (torch.zeros(1, features.shape[1], 16),) * 2, []
+        for step, start in zip(features, starts, strict=True):
+            keep = (1.0 - start).view(1, -1, 1)
+            output, state = lstm(step.unsqueeze(0), tuple(keep * each for each in state))
+            outputs.append(output)
+        return torch.cat(outputs)
+
+    def forward(self, features, starts):
+        actions = self.action(self.walk(self.actor, features, starts))
+        return actions.log_softmax(-1), self.value(self.walk(self.critic, features, starts))
+
+
+def parameters_after_one_update(fused: bool) -> list[torch.Tensor]:
+    """PPO's: the clipped ratio of new and old chances, the values' error, the gradient clipped."""
+    torch.manual_seed(0)
+    policy, steps = Policy(), (32, 4)
+    features, starts = torch.randn(*steps, 2), (torch.rand(steps) < 0.1).float()
+    taken, old = torch.randint(2, (*steps, 1)), torch.randn(*steps, 1) / 10 - 0.7
+    advantages, returns = torch.randn(*steps, 1), torch.randn(*steps, 1)
+    if fused:
+        fused_lstm.replace_lstm(policy, say=None)
+        assert type(policy.actor) is type(policy.critic) is fused_lstm.LSTM
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3, eps=1e-5)
+    chances, values = policy(features, starts)
+    ratio = (chances.gather(-1, taken) - old).exp()
+    gain = torch.minimum(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)).mean()
+    (0.5 * nn.functional.mse_loss(values, returns) - gain).backward()
+    nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
+    optimizer.step()
+    return list(policy.parameters())
+
+
+def test_an_update_of_a_recurrent_policy_is_the_same(extension):
+    """The heart of recurrent_ppo.py, where sb3-contrib is not installed."""
+    theirs, ours = map(parameters_after_one_update, (False, True))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_streaming_is_the_same_as_one_call():
