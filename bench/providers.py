@@ -236,10 +236,11 @@ def why_not_compile(workload: Workload, mode: str) -> str:
     return ""
 
 
-def allow_rnn() -> AbstractContextManager:
+def no_eager(**others: bool) -> AbstractContextManager:
+    """An error where torch.compile would go on without compiling, as it has compiled too often."""
     import torch._dynamo
 
-    return torch._dynamo.config.patch(allow_rnn=True)
+    return torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, **others)
 
 
 # Engines for inference
@@ -362,7 +363,12 @@ ALL = [
     Provider("linear", "four nn.Linear", prepare_linear, why_not_linear),
     Provider("script", "the same, jit.script", prepare_script, why_not_linear),
     Provider(
-        "compile", "torch.compile", prepare_compile, why_not_compile, allow_rnn, compiles=True
+        "compile",
+        "torch.compile",
+        prepare_compile,
+        why_not_compile,
+        lambda: no_eager(allow_rnn=True),
+        compiles=True,
     ),
     Provider("onnxruntime", "onnxruntime", *engine("onnxruntime"), rest_after),
     Provider("openvino", "OpenVINO", *engine("openvino"), rest_after),
@@ -387,7 +393,12 @@ ALL = [
     Provider("whole", "fused, one batch", prepare_whole, why_not_whole),
     Provider("pointwise", "fused, in a model", prepare_pointwise, why_not_dense),
     Provider(
-        "fused-compile", "that, torch.compile", prepare_fused_compile, why_not_dense, compiles=True
+        "fused-compile",
+        "that, torch.compile",
+        prepare_fused_compile,
+        why_not_dense,
+        no_eager,
+        compiles=True,
     ),
     Provider("fallback", "fused, fallback", prepare_fused, settings=fallback_only),
 ]

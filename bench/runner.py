@@ -94,6 +94,8 @@ class Row:
         self, mode: str, providers: list[Provider]
     ) -> tuple[dict[str, Measurement], dict[str, Turn]]:
         """What is known of each provider before timing, and what to time where it is right."""
+        if any(provider.compiles for provider in providers):
+            torch.compiler.reset()  # else rows share sizes, and how often they may be compiled
         baseline = PROVIDERS[BASELINE]
         theirs: dict[str, float] = {}  # nn.LSTM's errors: what the others' are judged by
         measurements, turns = {}, {}
