@@ -199,8 +199,7 @@ def _layers(
         run = _fused
         reason = _ops.unavailable(x.device, params[0][0].dtype if dtype is None else dtype)
         if reason is not None:
-            _ops.warn_fallback(reason)
-            run = _reference if _transforms.transformed() else fallback.lstm
+            run = _without_op(reason)
     if dtype is None:
         return run(x, batch_sizes, hx, params, bidirectional, dropout)
     c_dtype = state_dtype(x, None if hx is None else hx[1], dtype)
@@ -261,7 +260,20 @@ def _sequences(
     params: Sequence[Sequence[Tensor]],
     *args: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer after layer as the call asks, by the ops or by what PyTorch has."""
+    reason = None if call.by_reference else _ops.unavailable(x.device, params[0][0].dtype)
+    if reason is not None:
+        run = _without_op(reason)
+        if call.is_plain:
+            return run(x, batch_sizes, hx, params, *args)
+        call.by_reference = True
     return _fused(x, batch_sizes, hx, params, *args, layer=call.layers(x, len(params)))
+
+
+def _without_op(reason: str) -> Run:
+    """What runs all layers where the op does not, for this reason."""
+    _ops.warn_fallback(reason)
+    return _reference if _transforms.transformed() else fallback.lstm
 
 
 def _reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

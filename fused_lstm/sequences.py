@@ -35,6 +35,7 @@ class SequenceCall:
         return_cells: whether c of every step is asked for.
         return_gates: whether the gates are.
         recompute: steps of which backward computes the gates again at once; 0 for none.
+        by_reference: whether the reference runs every layer, for the ops do not.
     """
 
     lengths: Tensor | None = None
@@ -46,6 +47,16 @@ class SequenceCall:
     by_reference: bool = field(default=False, init=False)
     _batch_first: bool = field(default=False, init=False)
     _inside: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for nothing but ``recompute``, so that a plain call has its results."""
+        return not (
+            self.lengths is not None
+            or self.reset is not None
+            or self.return_cells
+            or self.return_gates
+        )
 
     def check(self, input: Tensor | PackedSequence, batch_first: bool, groups: int) -> None:
         """Refuse what does not fit the input, whose batch may be first.
@@ -161,7 +172,7 @@ class SequenceCall:
         if plain and not self.by_reference and not (fused and torch.is_grad_enabled()):
             return (*autograd.lstm_layer(x, *args[:5]), None, None)
         if not fused:
-            if reason is not None:
+            if reason is not None and not self.by_reference:
                 _ops.warn_fallback(reason)
             return reference.lstm_sequence(x, *args)
         keep_every = self.recompute if torch.is_grad_enabled() and not inside else 0
@@ -202,7 +213,7 @@ class SequenceCall:
 
 
 def unavailable(x: Tensor) -> str | None:
-    """Why the fused op does not take these options for such an input; None where it does."""
+    """Why the op of these options does not run where plain layers have one; None where it does."""
     if x.device.type not in ("cpu", "meta"):
         return f"lengths, resets, cells and recompute have no kernel on '{x.device.type}' yet"
-    return _ops.unavailable(x.device, x.dtype)
+    return None
