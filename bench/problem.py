@@ -56,6 +56,14 @@ class Chain(nn.Module):
         """One call of a model that carries its state from call to call."""
         return self.lstms[0](x, state)
 
+    def tensors_of(self, state: State) -> State:
+        """h_n and c_n, of what `step` has returned."""
+        return state
+
+    def more(self, x: Sequence) -> Tensors:
+        """What a call gives beside output and state, by name."""
+        return {}
+
     def load(self, parameters: Tensors) -> None:
         self.load_state_dict(parameters)
 

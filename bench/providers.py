@@ -22,6 +22,7 @@ from .passes import make_pass, make_timed
 from .problem import Chain, Problem, Tensors, load
 from .sequences import (
     CellsChain,
+    CellsLoopChain,
     LengthsChain,
     PackingChain,
     PointwiseChain,
@@ -53,6 +54,10 @@ def anywhere(workload: Workload, mode: str) -> str:
     return ""
 
 
+def plain_chain(workload: Workload) -> Chain:
+    return Chain(nn.LSTM, workload)
+
+
 @dataclass(frozen=True)
 class Provider:
     name: str
@@ -63,6 +68,7 @@ class Provider:
     by_default: bool = False
     compiles: bool = False  # the model, by torch.compile, which takes up to minutes
     eps: float | None = None  # of the arithmetic where it is coarser than the row's dtype
+    reference: Callable[[Workload], Chain] = plain_chain  # gives the same in float64
 
 
 def prepare_model(model: nn.Module, problem: Problem, mode: str) -> Prepared:
@@ -139,7 +145,9 @@ def padded_provider(chain: type[LengthsChain]) -> Callable[[Problem, str], Prepa
 
 
 def prepare_cells(problem: Problem, mode: str) -> Prepared:
-    return prepare_model(CellsChain(problem.workload), problem, mode)
+    model = CellsChain(problem.workload)
+    prepared = prepare_model(model, problem, mode)
+    return Prepared(prepared.run, lambda: prepared.check() | model.more(problem.x))
 
 
 def why_not_cells(workload: Workload, mode: str) -> str:
@@ -149,8 +157,7 @@ def why_not_cells(workload: Workload, mode: str) -> str:
 
 def resets_provider(chain: type[ResetsChain]) -> Callable[[Problem, str], Prepared]:
     def prepare(problem: Problem, mode: str) -> Prepared:
-        run = prepare_model(chain(problem.workload), problem, mode).run
-        return Prepared(run, dict)  # nothing is the same as without resets
+        return prepare_model(chain(problem.workload), problem, mode)
 
     return prepare
 
@@ -215,7 +222,7 @@ def prepare_script(problem: Problem, mode: str) -> Prepared:
 
 
 def prepare_compile(problem: Problem, mode: str) -> Prepared:
-    return compile_model(Chain(nn.LSTM, problem.workload), problem, mode)
+    return compile_model(plain_chain(problem.workload), problem, mode)
 
 
 def compile_model(model: Chain, problem: Problem, mode: str) -> Prepared:
@@ -347,11 +354,23 @@ ALL = [
     Provider("padded", "nn.LSTM, padded", prepare_padded, why_not_padded, by_default=True),
     Provider("lengths", "fused, lengths", padded_provider(LengthsChain), why_not_padded),
     Provider("packing", "fused, pack and pad", padded_provider(PackingChain), why_not_padded),
-    Provider("resets", "fused, resets", resets_provider(ResetsChain), why_not_resets),
     Provider(
-        "reset-loop", "nn.LSTM, a step a call", resets_provider(ResetsLoopChain), why_not_resets
+        "resets",
+        "fused, resets",
+        resets_provider(ResetsChain),
+        why_not_resets,
+        reference=ResetsLoopChain,
     ),
-    Provider("cells", "fused, return_cells", prepare_cells, why_not_cells),
+    Provider(
+        "reset-loop",
+        "nn.LSTM, a step a call",
+        resets_provider(ResetsLoopChain),
+        why_not_resets,
+        reference=ResetsLoopChain,
+    ),
+    Provider(
+        "cells", "fused, return_cells", prepare_cells, why_not_resets, reference=CellsLoopChain
+    ),
     Provider(
         "recompute",
         f"fused, recompute={RECOMPUTE}",

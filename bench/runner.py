@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -76,7 +77,7 @@ class Row:
         self.workload, self.device = workload, device
         self.threads = workload.threads or threads
         self.problem: Problem = make_problem(workload, self.threads, device)
-        self.reference = Reference(self.problem)
+        self.reference = functools.cache(functools.partial(Reference, self.problem))
 
     def measure(self, mode: str, providers: list[Provider], budget: float) -> Result:
         with self.settings():
@@ -121,7 +122,8 @@ class Row:
         with provider.settings():
             prepared = provider.prepare(self.problem, mode)
             actual = prepared.check()
-        return prepared, accuracy.errors(actual, self.reference.expected(mode))
+        expected = self.reference(provider.reference).expected(mode)
+        return prepared, accuracy.errors(actual, expected)
 
     def judge(
         self,

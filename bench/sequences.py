@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_lstm
 
-from .problem import Chain, Sequence, State
+from .problem import Chain, Sequence, State, Tensors
 from .workload import Workload
 
 RESETS = 0.03  # of all steps, as in episodes of some thirty steps
@@ -52,6 +52,30 @@ class CellsChain(Chain):
             x, state, _ = lstm(x, return_cells=True)
             states.append(state)
         return x, states
+
+    def more(self, x: Tensor) -> Tensors:
+        found = {}
+        for i, lstm in enumerate(self.lstms):
+            x, _, found[f"cells of {i}"] = lstm(x, return_cells=True)
+        return found
+
+
+class CellsLoopChain(Chain):
+    """What cells are compared with: those of a call a step, in one direction."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(nn.LSTM, workload)
+
+    def more(self, x: Tensor) -> Tensors:
+        found = {}
+        for i, lstm in enumerate(self.lstms):
+            time, state, outputs, cells = 1 if lstm.batch_first else 0, None, [], []
+            for step in x.split(1, time):
+                y, state = lstm(step, state)
+                outputs.append(y)
+                cells.append(state[1][-1])
+            x, found[f"cells of {i}"] = torch.cat(outputs, time), torch.stack(cells, time)
+        return found
 
 
 class ResetsChain(Chain):
@@ -130,3 +154,6 @@ class StreamChain(Chain):
     def step(self, x: Tensor, state: fused_lstm.Stream | None) -> tuple[Tensor, fused_lstm.Stream]:
         stream = self.begin(x) if state is None else state
         return stream(x), stream
+
+    def tensors_of(self, state: fused_lstm.Stream) -> State:
+        return state.state

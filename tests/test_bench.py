@@ -14,7 +14,6 @@ pytest.importorskip("rich")
 import bench_fakes
 
 from bench import (
-    accuracy,
     disturbed,
     environment,
     isa,
@@ -184,70 +183,6 @@ def test_compiled_lstms_compute_the_same(name):
     compiled = measured.measurements[name]
     assert not compiled.failed
     assert compiled.setup_seconds > 0
-
-
-# What is wrong
-
-
-def broken(change):
-    """fused_lstm, with its tensors changed."""
-
-    def prepare(problem, mode):
-        right = PROVIDERS[FUSED].prepare(problem, mode)
-        return Prepared(right.run, lambda: change(right.check()))
-
-    return replace(PROVIDERS[FUSED], prepare=prepare)
-
-
-def off_by(factor, key):
-    return lambda tensors: tensors | {key: tensors[key] * (1 + factor)}
-
-
-@pytest.mark.parametrize(("mode", "key"), [(INFERENCE, "y"), (TRAINING, "lstms.0.bias_hh_l0")])
-def test_a_wrong_result_has_no_speed(mode, key):
-    row = Row(TINY, 1)
-    measured = row.measure(mode, [PROVIDERS[BASELINE], broken(off_by(1e-4, key))], budget=0)
-    wrong = measured.measurements[FUSED]
-    assert wrong.failed.startswith(f"wrong: {key} is off by 1")
-    assert not wrong.seconds
-    assert wrong.time is None
-    assert measured.faster() is None
-    assert wrong.error_ratio > 10
-    assert measured.measurements[BASELINE].seconds
-
-
-def test_nan_is_wrong():
-    measured = Row(TINY, 1).measure(INFERENCE, [broken(off_by(float("nan"), "y"))], budget=0)
-    assert measured.measurements[FUSED].failed.startswith("wrong: y is off by nan")
-
-
-def test_float64_is_judged_too():
-    row = Row(small("float64"), 1)
-    measured = row.measure(INFERENCE, [PROVIDERS[BASELINE], broken(off_by(1e-12, "y"))], budget=0)
-    assert measured.measurements[FUSED].failed
-    assert measured.measurements[BASELINE].error is None  # it is the reference
-
-
-def test_coarser_arithmetic_is_judged_by_its_own_precision():
-    theirs = {"y": 1e-7}
-    assert accuracy.why_wrong({"y": 1e-3}, theirs, torch.float32, None)
-    assert not accuracy.why_wrong({"y": 1e-3}, theirs, torch.float32, 2.0**-10)
-
-
-def test_a_provider_that_fails_says_why():
-    def prepare(problem, mode):
-        raise ValueError("no such thing\nand more")
-
-    failing = replace(PROVIDERS["linear"], prepare=prepare)
-    measured = Row(TINY, 1).measure(INFERENCE, [*BOTH, failing], budget=0)
-    assert measured.measurements["linear"].failed == "ValueError: no such thing"
-    assert measured.faster()
-
-
-def test_error_ratio_is_of_the_worst_tensor_and_float64_has_none():
-    ours, theirs = {"y": 4e-7, "h": 1e-7}, {"y": 2e-7, "h": 1e-9}
-    assert accuracy.error_ratio(ours, theirs, torch.float32) == pytest.approx(2.0)
-    assert accuracy.error_ratio(ours, theirs, torch.float64) is None
 
 
 # Timing

@@ -1,0 +1,134 @@
+"""The benchmark shows no speed of a result that is wrong, and misses no part of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+
+from bench import accuracy, runner
+from bench.problem import make_problem
+from bench.providers import BASELINE, FUSED, PROVIDERS, Prepared
+from bench.runner import Row
+from bench.sequences import CellsChain, ResetsChain, StreamChain
+from bench.workloads import DENSE, DOUBLE, INFERENCE, MODES, STEPPING, TRAINING, Workload
+
+TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
+FLOAT64 = Workload("float64", DOUBLE, 3, 4, 5, (6,), dtype=torch.float64)
+STEPS = Workload("steps", STEPPING, 3, 1, 5, (6,), calls=7, modes=(INFERENCE,))
+DEEP = Workload("deep", DENSE, 3, 4, 5, (6, 7), layers=2)
+BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
+
+
+@pytest.fixture(autouse=True)
+def _one_call_a_round(monkeypatch):
+    monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.0)
+    monkeypatch.setattr(runner, "peak_memory", lambda *arguments: None)
+
+
+def broken(change):
+    """fused_lstm, with its tensors changed."""
+
+    def prepare(problem, mode):
+        right = PROVIDERS[FUSED].prepare(problem, mode)
+        return Prepared(right.run, lambda: change(right.check()))
+
+    return replace(PROVIDERS[FUSED], prepare=prepare)
+
+
+def off_by(factor, key):
+    return lambda tensors: tensors | {key: tensors[key] * (1 + factor)}
+
+
+@pytest.mark.parametrize(("mode", "key"), [(INFERENCE, "y"), (TRAINING, "lstms.0.bias_hh_l0")])
+def test_a_wrong_result_has_no_speed(mode, key):
+    row = Row(TINY, 1)
+    measured = row.measure(mode, [PROVIDERS[BASELINE], broken(off_by(1e-4, key))], budget=0)
+    wrong = measured.measurements[FUSED]
+    assert wrong.failed.startswith(f"wrong: {key} is off by 1")
+    assert not wrong.seconds
+    assert wrong.time is None
+    assert measured.faster() is None
+    assert wrong.error_ratio > 10
+    assert measured.measurements[BASELINE].seconds
+
+
+def test_nan_is_wrong():
+    measured = Row(TINY, 1).measure(INFERENCE, [broken(off_by(float("nan"), "y"))], budget=0)
+    assert measured.measurements[FUSED].failed.startswith("wrong: y is off by nan")
+
+
+def test_float64_is_judged_too():
+    row = Row(FLOAT64, 1)
+    measured = row.measure(INFERENCE, [PROVIDERS[BASELINE], broken(off_by(1e-12, "y"))], budget=0)
+    assert measured.measurements[FUSED].failed
+    assert measured.measurements[BASELINE].error is None  # it is the reference
+
+
+def test_coarser_arithmetic_is_judged_by_its_own_precision():
+    theirs = {"y": 1e-7}
+    assert accuracy.why_wrong({"y": 1e-3}, theirs, torch.float32, None)
+    assert not accuracy.why_wrong({"y": 1e-3}, theirs, torch.float32, 2.0**-10)
+
+
+def test_a_provider_that_fails_says_why():
+    def prepare(problem, mode):
+        raise ValueError("no such thing\nand more")
+
+    failing = replace(PROVIDERS["linear"], prepare=prepare)
+    measured = Row(TINY, 1).measure(INFERENCE, [*BOTH, failing], budget=0)
+    assert measured.measurements["linear"].failed == "ValueError: no such thing"
+    assert measured.faster()
+
+
+def test_error_ratio_is_of_the_worst_tensor_and_float64_has_none():
+    ours, theirs = {"y": 4e-7, "h": 1e-7}, {"y": 2e-7, "h": 1e-9}
+    assert accuracy.error_ratio(ours, theirs, torch.float32) == pytest.approx(2.0)
+    assert accuracy.error_ratio(ours, theirs, torch.float64) is None
+
+
+def why_wrong(row, name, mode=INFERENCE):
+    return Row(row, 1).measure(mode, [PROVIDERS[name]], budget=0).measurements[name].failed
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resets_that_are_left_out_are_wrong(monkeypatch, mode):
+    assert not why_wrong(TINY, "resets", mode)
+    monkeypatch.setattr(ResetsChain, "run", lambda self, lstm, x: lstm(x))
+    assert why_wrong(TINY, "resets", mode).startswith("wrong: ")
+    assert not why_wrong(TINY, "reset-loop", mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cells_that_are_none_are_wrong(monkeypatch, mode, extension):
+    more = CellsChain.more
+    assert not why_wrong(DEEP, "cells", mode)
+    changed = lambda self, x: {n: t.roll(1, 0) for n, t in more(self, x).items()}  # noqa: E731
+    monkeypatch.setattr(CellsChain, "more", changed)
+    assert why_wrong(DEEP, "cells", mode).startswith("wrong: cells of 0 is off")
+
+
+def test_a_state_that_is_lost_between_calls_is_wrong(monkeypatch, extension):
+    """The first step alone is the same."""
+    assert not why_wrong(STEPS, "stream")
+
+    def step(self, x, state):
+        stream = self.begin(x)
+        return stream(x), stream
+
+    monkeypatch.setattr(StreamChain, "step", step)
+    assert why_wrong(STEPS, "stream").startswith("wrong: ")
+
+
+@pytest.mark.parametrize("row", [TINY, DEEP, STEPS], ids=lambda row: row.name)
+def test_engines_give_every_state(row):
+    pytest.importorskip("onnxruntime")
+    problem = make_problem(row, 1)
+    found = PROVIDERS["onnxruntime"].prepare(problem, INFERENCE).check()
+    expected = PROVIDERS[BASELINE].prepare(problem, INFERENCE).check()
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
