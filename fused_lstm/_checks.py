@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fused_lstm._autocast import autocast_dtype
+
 State = tuple[Tensor, Tensor]
 
 
@@ -146,14 +148,18 @@ def _fits_by_accident(input: Tensor, state: Tensor, hidden_size: int) -> bool:
 
 
 def _difference(x: Tensor, name: str, tensors: Sequence[Tensor] | None) -> RuntimeError | None:
-    """What PyTorch says of tensors on another device than the input, or of another dtype."""
+    """What PyTorch says of tensors on another device than the input, or of another dtype.
+
+    Autocast makes one dtype of several: under it they say nothing.
+    """
+    same_dtype = autocast_dtype(x) is None
     for t in tensors or ():
         if t.device != x.device:
             return RuntimeError(
                 f"Input and {name} tensors are not at the same device, "
                 f"found input tensor at {x.device} and {name} tensor at {t.device}"
             )
-        if t.dtype != x.dtype:
+        if same_dtype and t.dtype != x.dtype:
             return RuntimeError(
                 f"Input and {name} tensors are not the same dtype, "
                 f"found input tensor with {x.dtype} and {name} tensor with {t.dtype}"
