@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -18,8 +13,25 @@ from fused_lstm import _ops
 
 from . import members
 from .cells import CellLoop
-from .passes import make_pass, make_timed
-from .problem import Chain, Problem, Tensors, load
+from .problem import Chain, Problem, Tensors
+from .provider import (
+    Prepared,
+    Provider,
+    prepare_model,
+    why_not_dense,
+    why_not_sequences,
+)
+from .rivals import (
+    compile_model,
+    engine,
+    no_eager,
+    prepare_compile,
+    prepare_linear,
+    prepare_script,
+    rest_after,
+    why_not_compile,
+    why_not_linear,
+)
 from .sequences import (
     CellsChain,
     CellsLoopChain,
@@ -30,56 +42,12 @@ from .sequences import (
     ResetsLoopChain,
     StreamChain,
 )
-from .tutorial import HandWritten
 from .workload import TRAINING, Workload
 
 BASELINE = "nn.LSTM"
 FUSED = "fused_lstm"
-# nn.LSTM is unrolled where it is compiled: at 128 steps that takes minutes.
-MOST_COMPILED_STEPS = 50
 RECOMPUTE = 64  # steps that backward computes again at once
 PRECISIONS = ("tf32", "bf16")  # of float32 in PyTorch's recurrent layers, besides its own
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One provider, ready to run one problem in one mode."""
-
-    run: Callable[[], object]  # what is timed
-    check: Callable[[], Tensors]  # the same once, with the names that a Chain's tensors have
-    setup_seconds: float | None = None  # to compile, where the provider does
-
-
-def anywhere(workload: Workload, mode: str) -> str:
-    return ""
-
-
-def plain_chain(workload: Workload) -> Chain:
-    return Chain(nn.LSTM, workload)
-
-
-@dataclass(frozen=True)
-class Provider:
-    name: str
-    label: str  # in a table, below the row it belongs to
-    prepare: Callable[[Problem, str], Prepared]
-    why_not: Callable[[Workload, str], str] = anywhere  # "" where it can run
-    settings: Callable[[], AbstractContextManager] = field(default=contextlib.nullcontext)
-    by_default: bool = False
-    compiles: bool = False  # the model, by torch.compile, which takes up to minutes
-    eps: float | None = None  # of the arithmetic where it is coarser than the row's dtype
-    reference: Callable[[Workload], Chain] = plain_chain  # gives the same in float64
-
-
-def prepare_model(model: nn.Module, problem: Problem, mode: str) -> Prepared:
-    """A torch module, run as it is."""
-    load(model, problem)
-    once = make_pass(model, problem, mode)
-    return Prepared(make_timed(model, problem, mode), named(model, once, mode))
-
-
-def named(model: nn.Module, once: Callable[[], Tensors], mode: str) -> Callable[[], Tensors]:
-    return (lambda: model.named_like_chain(once())) if mode == TRAINING else once
 
 
 def lstm_provider(
@@ -150,20 +118,11 @@ def prepare_cells(problem: Problem, mode: str) -> Prepared:
     return Prepared(prepared.run, lambda: prepared.check() | model.more(problem.x))
 
 
-def why_not_cells(workload: Workload, mode: str) -> str:
-    whole = not (workload.cell or workload.calls > 1 or workload.members)
-    return "" if whole else "only for whole sequences"
-
-
 def resets_provider(chain: type[ResetsChain]) -> Callable[[Problem, str], Prepared]:
     def prepare(problem: Problem, mode: str) -> Prepared:
         return prepare_model(chain(problem.workload), problem, mode)
 
     return prepare
-
-
-def why_not_dense(workload: Workload, mode: str) -> str:
-    return "only for dense rows" if workload.packed else why_not_cells(workload, mode)
 
 
 def why_not_resets(workload: Workload, mode: str) -> str:
@@ -175,7 +134,7 @@ def recomputing_lstm(*sizes: int, **options: object) -> nn.Module:
 
 
 def why_not_recompute(workload: Workload, mode: str) -> str:
-    return why_not_cells(workload, mode) if mode == TRAINING else "only for training"
+    return why_not_sequences(workload, mode) if mode == TRAINING else "only for training"
 
 
 def prepare_stream(problem: Problem, mode: str) -> Prepared:
@@ -193,94 +152,6 @@ def prepare_float32(problem: Problem, mode: str) -> Prepared:
 def why_not_float32(workload: Workload, mode: str) -> str:
     low = workload.dtype in (torch.float16, torch.bfloat16)
     return "" if low else "only for float16 and bfloat16"
-
-
-# Other ways to write an LSTM in PyTorch
-
-
-def prepare_linear(problem: Problem, mode: str) -> Prepared:
-    return prepare_model(HandWritten(problem.workload), problem, mode)
-
-
-def why_not_linear(workload: Workload, mode: str) -> str:
-    plain = not (workload.packed or workload.bidirectional or workload.proj)
-    plain = plain and not (workload.batch_first or workload.calls > 1 or workload.members)
-    return "" if plain else "only for dense rows in one direction"
-
-
-def prepare_script(problem: Problem, mode: str) -> Prepared:
-    model = HandWritten(problem.workload)
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still what many use
-        for k, layer in enumerate(model.layers):
-            model.layers[k] = torch.jit.script(layer)
-        prepared = prepare_model(model, problem, mode)
-        for _ in range(3):  # it records twice, then optimises
-            prepared.run()
-    return Prepared(prepared.run, prepared.check, time.perf_counter() - start)
-
-
-def prepare_compile(problem: Problem, mode: str) -> Prepared:
-    return compile_model(plain_chain(problem.workload), problem, mode)
-
-
-def compile_model(model: Chain, problem: Problem, mode: str) -> Prepared:
-    load(model, problem)
-    compiled = torch.compile(model)
-    start = time.perf_counter()
-    run = make_timed(model, problem, mode, compiled)
-    run()
-    check = named(model, make_pass(model, problem, mode, compiled), mode)
-    return Prepared(run, check, time.perf_counter() - start)
-
-
-def why_not_compile(workload: Workload, mode: str) -> str:
-    if reason := why_not_dense(workload, mode):
-        return reason
-    if workload.steps > MOST_COMPILED_STEPS:
-        return f"only up to {MOST_COMPILED_STEPS} steps"
-    return ""
-
-
-def no_eager(**others: bool) -> AbstractContextManager:
-    """An error where torch.compile would go on without compiling, as it has compiled too often."""
-    import torch._dynamo
-
-    return torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, **others)
-
-
-# Engines for inference
-
-
-@contextlib.contextmanager
-def rest_after() -> Iterator[None]:
-    """An engine's own threads wait on their cores for the next call, up to 50 ms, which would slow
-    whoever comes after it.
-    """
-    yield
-    time.sleep(0.06)
-
-
-def engine(name: str) -> tuple[Callable, Callable]:
-    """prepare and why_not of an engine that reads ONNX."""
-
-    def prepare(problem: Problem, mode: str) -> Prepared:
-        from . import engines
-
-        run, check = engines.PREPARE[name](problem)
-        return Prepared(run, check)
-
-    def why_not(workload: Workload, mode: str) -> str:
-        if missing := [m for m in ("onnx", name) if not importlib.util.find_spec(m)]:
-            return f"not installed: {', '.join(missing)}"
-        plain = not (workload.packed or workload.proj or workload.cell or workload.batch_first)
-        plain = plain and not workload.members
-        if mode == TRAINING or not plain or workload.dtype != torch.float32:
-            return "only for float32 inference, dense and without projection"
-        return ""
-
-    return prepare, why_not
 
 
 # fused_lstm under other settings
