@@ -127,26 +127,47 @@ class Stream:
 
     @property
     def state(self) -> State:
-        """``(h [L, B, P], c [L, B, H])``, as the layer returns it: a copy; assign to set it."""
+        """``(h [L, B, P], c [L, B, H])``, as the layer returns it: a copy; assign to set it.
+
+        Raises:
+            ValueError: for states of other shapes, or not two of them; nothing is set then.
+        """
         return self._h.to(self._dtype, copy=True), self._c.to(self._dtype, copy=True)
 
     @state.setter
     def state(self, state: State) -> None:
-        for own, given in zip((self._h, self._c), state, strict=True):
+        pairs = [*zip((self._h, self._c), state, strict=True)]
+        for own, given in pairs:
             if given.shape != own.shape:
                 raise ValueError(
                     f"expected states of shape {list(own.shape)}, got {list(given.shape)}"
                 )
+        for own, given in pairs:
             own.copy_(given.detach())
 
     def reset(self, rows: Tensor | Sequence[int] | int | None = None, to: Any = None) -> None:
         """Set the state of these rows, or of all, to zero or to ``to``.
 
         Args:
-            rows: indices, or a bool mask ``[B]``.
+            rows: one index or several, or a bool mask ``[B]``.
             to: ``(h, c)`` of shape ``[L, 1, P]`` and ``[L, 1, H]``, or with the number of rows in
                 the place of 1.
+
+        Raises:
+            IndexError: for a row that is not there, and a mask of another shape.
+            RuntimeError: for states of shapes that do not fit; nothing is set then.
+            ValueError: for anything but two of them.
         """
-        which = slice(None) if rows is None else torch.as_tensor(rows, device=self._h.device)
-        for own, value in zip((self._h, self._c), (0.0, 0.0) if to is None else to, strict=True):
-            own[:, which] = value.detach().to(own.dtype) if isinstance(value, Tensor) else value
+        which: Tensor | slice = slice(None)
+        if rows is not None:
+            which = torch.as_tensor(rows, device=self._h.device).reshape(-1)
+            if which.numel() == 0:
+                which = which.long()  # no row; the dtype says nothing
+        own = (self._h, self._c)
+        given = (0.0, 0.0) if to is None else to
+        values = [
+            torch.as_tensor(value, dtype=t.dtype, device=t.device).detach().expand_as(t[:, which])
+            for t, value in zip(own, given, strict=True)
+        ]
+        for t, value in zip(own, values, strict=True):
+            t[:, which] = value

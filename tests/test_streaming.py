@@ -179,3 +179,33 @@ def test_non_contiguous_input_and_no_steps():
     x = torch.randn(5, 4, 3).permute(1, 2, 0)
     close(stream(x), module(x)[0].detach())
     assert stream(torch.empty(0, 3, 5)).shape == (0, 3, 20)
+
+
+def test_rows_in_every_form(backend):
+    _, module = CASE.with_(layers=2).modules()
+    stream = module.stream(3)
+    stream(torch.randn(3, 5))
+    before = stream.state
+    for nothing in ([], torch.tensor([]), torch.zeros(3, dtype=torch.bool)):
+        stream.reset(nothing)
+        assert all(map(torch.equal, stream.state, before))
+    ones = torch.ones(2, 1, 20)
+    for row in (1, torch.tensor(1), [1]):
+        stream.state = before
+        stream.reset(row, to=(ones, 2 * ones))
+        for k, (now, then) in enumerate(zip(stream.state, before, strict=True)):
+            assert (now[:, 1] == k + 1).all()
+            assert torch.equal(now[:, [0, 2]], then[:, [0, 2]])
+
+
+def test_states_that_do_not_fit_change_nothing(backend):
+    _, module = CASE.with_(layers=2).modules()
+    stream = module.stream(3)
+    fits, other = torch.ones(2, 3, 20), torch.ones(2, 3, 7)
+    with pytest.raises(RuntimeError, match="expand"):
+        stream.reset(to=(fits, other))
+    with pytest.raises(ValueError, match=r"expected states of shape \[2, 3, 20\]"):
+        stream.state = (fits, other)
+    with pytest.raises(IndexError):
+        stream.reset(3)
+    assert not any(s.any() for s in stream.state)
