@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,9 @@ class Stream:
     """Runs a layer over a sequence that comes in pieces, for inference.
 
     On the CPU the weights are packed once for this machine and all layers run in one call, without
-    allocation but for the output. Where a weight has been changed in place, moved or replaced
-    since, the next call packs again. Dropout is not applied and no gradient is recorded. Calls from
-    several threads take turns.
+    allocation but for the output. Where a weight has been changed in place, moved, converted or
+    replaced since, the next call packs again; the state follows the layer to its dtype and device.
+    Dropout is not applied and no gradient is recorded. Calls from several threads take turns.
 
     Args:
         layer: of one direction.
@@ -50,31 +51,49 @@ class Stream:
             raise ValueError(f"expected a batch of at least 1, got {batch}")
         self._layer, self._batch = layer, batch
         self._rows = (batch, layer.input_size)
+        self._lock = threading.Lock()
         self._begin(None)
 
+    # The state is changed in any mode, so it is not made in inference mode.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _begin(self, state: State | None) -> None:
         """Pack the weights that the layer has now."""
         layer = self._layer
         weights = layer.all_weights
         like = weights[0][0]
-        self._ids = self._weight_ids()
-        self._dtype = like.dtype
-        self._kernels = None
+        ids = self._weight_ids()
         # Weights that are computed in each call, as by parametrizations, cannot be kept.
-        kept = {*self._ids}
-        plain = all(id(w) in kept for group in weights for w in group)
+        plain = all(id(w) in ids for group in weights for w in group)
         if plain and like.is_cpu and _ops.unavailable(like.device, like.dtype) is None:
-            self._kernels = _ops.extension.Stream(weights, self._batch)
-            self._h, self._c = self._kernels.h, self._kernels.c
+            kernels = _ops.extension.Stream(weights, self._batch)
+            h, c = kernels.h, kernels.c
         else:
-            shapes = (layer.num_layers, self._batch)
-            self._h = like.new_zeros(*shapes, layer.proj_size or layer.hidden_size)
-            self._c = like.new_zeros(*shapes, layer.hidden_size)
+            kernels, shape = None, (layer.num_layers, self._batch)
+            h = like.new_zeros(*shape, layer.proj_size or layer.hidden_size)
+            c = like.new_zeros(*shape, layer.hidden_size)
+        self._kernels, self._h, self._c = kernels, h, c
         if state is not None:
             self.state = state
+        self._dtype, self._device, self._ids = like.dtype, like.device, ids
+        self._parameter = next(layer.parameters())
 
     def _weight_ids(self) -> list[int]:
         return [*map(id, self._layer._parameters.values())]
+
+    def _layer_has_changed(self) -> bool:
+        """Whether it has other weights now, or these in another dtype or on another device."""
+        now = self._parameter
+        return (
+            self._ids != self._weight_ids()
+            or now.dtype != self._dtype
+            or now.device != self._device
+        )
+
+    def _follow_layer(self) -> None:
+        with self._lock:
+            if self._layer_has_changed():
+                self._begin(self.state)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The output ``[B, P]`` of one step ``x [B, I]``, or ``[T, B, P]`` of ``[T, B, I]``.
@@ -87,16 +106,18 @@ class Stream:
         if len(shape) not in (2, 3) or shape[-2:] != self._rows:
             rows = f"{self._rows[0]}, {self._rows[1]}]"
             raise RuntimeError(f"expected x of shape [{rows}, or [T, {rows}, got {list(shape)}")
-        if x.dtype != self._dtype or x.device != self._h.device:
-            raise RuntimeError(
-                f"expected x of {self._dtype} on {self._h.device}, got {x.dtype} on {x.device}"
-            )
+        if self._parameter.dtype != self._dtype or self._ids != self._weight_ids():
+            self._follow_layer()
+        if x.dtype != self._dtype or x.device != self._device:
+            self._follow_layer()
+            if x.dtype != self._dtype or x.device != self._device:
+                raise RuntimeError(
+                    f"expected x of {self._dtype} on {self._device}, got {x.dtype} on {x.device}"
+                )
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "a stream records no gradients: call the layer itself, or detach the input"
             )
-        if self._ids != self._weight_ids():
-            self._begin(self.state)
         if self._kernels is not None:
             return self._kernels.run(x)
         if _transforms.transformed():
@@ -104,16 +125,23 @@ class Stream:
                 "a stream takes part in no transform and carries no tangent: call the layer "
                 "itself, or detach the input"
             )
-        with torch.no_grad():
-            steps = x if x.dim() == 3 else x.unsqueeze(0)
-            if self._layer.batch_first:
-                steps = steps.transpose(0, 1)
-            y, (h, c) = self._layer(steps, (self._h, self._c))
-            self._h.copy_(h)
-            self._c.copy_(c)
-            if self._layer.batch_first:
-                y = y.transpose(0, 1)
-            return y if x.dim() == 3 else y.squeeze(0)
+        with self._lock, torch.no_grad():
+            return self._by_layer(x)
+
+    def _by_layer(self, x: Tensor) -> Tensor:
+        """What the layer makes of ``x`` without dropout, after its hooks: they may set weights."""
+        # The layer itself may be in use elsewhere, so it keeps its mode.
+        layer = object.__new__(type(self._layer))
+        vars(layer).update(vars(self._layer), training=False, _compiled_call_impl=None)
+        steps = x if x.dim() == 3 else x.unsqueeze(0)
+        if layer.batch_first:
+            steps = steps.transpose(0, 1)
+        y, (h, c) = layer(steps, (self._h, self._c))
+        self._h.copy_(h)
+        self._c.copy_(c)
+        if layer.batch_first:
+            y = y.transpose(0, 1)
+        return y if x.dim() == 3 else y.squeeze(0)
 
     @property
     def outdated(self) -> bool:
@@ -121,7 +149,7 @@ class Stream:
 
         A change is seen by the weight itself, its memory and its version counter.
         """
-        if self._ids != self._weight_ids():
+        if self._layer_has_changed():
             return True
         return self._kernels is not None and self._kernels.outdated
 

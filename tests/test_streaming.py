@@ -1,8 +1,12 @@
 """step() and stream(): a sequence in pieces is the sequence."""
 
+import threading
+import time
+
 import pytest
 import torch
 from cases import DTYPE_IDS, DTYPES, Case
+from torch import nn
 
 import fused_lstm
 
@@ -181,6 +185,87 @@ def test_non_contiguous_input_and_no_steps():
     assert stream(torch.empty(0, 3, 5)).shape == (0, 3, 20)
 
 
+class Scaled(nn.Module):
+    def forward(self, weight):
+        return 0.5 * weight
+
+
+WITHOUT_KERNELS = {
+    "fallback": lambda module: module,
+    "parametrized": lambda module: (
+        nn.utils.parametrize.register_parametrization(module, "weight_hh_l0", Scaled()) and module
+    ),
+    "weight norm": lambda module: nn.utils.weight_norm(module, "weight_hh_l0"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("name", WITHOUT_KERNELS)
+def test_no_dropout_where_the_layer_itself_runs(request, name):
+    """Also in training mode, which the layer keeps; and what computes its weights still runs."""
+    if name == "fallback":
+        request.getfixturevalue("fallback")
+    _, module = CASE.with_(layers=3, dropout=0.5).modules()
+    module = WITHOUT_KERNELS[name](module).train()
+    stream, x = module.stream(3), torch.randn(4, 3, 5)
+    for _ in range(2):
+        module.eval()
+        expected, _ = module(x, stream.state)
+        module.train()
+        close(stream(x), expected.detach())
+        assert module.training
+        with torch.no_grad():  # the next round finds other weights
+            next(module.parameters()).mul_(1.5)
+            for p in module.parameters():
+                p.mul_(0.9)
+
+
+@pytest.mark.parametrize("kind", ["kernels", "fallback"])
+def test_calls_of_several_threads_take_turns(request, kind):
+    """No step is lost: each goes on from the state that another left."""
+    if kind == "fallback":
+        request.getfixturevalue("fallback")
+    _, module = CASE.modules()
+    x, stream = torch.randn(3, 5), module.stream(3)
+    _, expected = module(x.expand(8, 3, 5))
+    wait = module.register_forward_pre_hook(lambda *_: time.sleep(0.002))
+    threads = [threading.Thread(target=lambda: [stream(x) for _ in range(2)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait.remove()
+    for a, b in zip(stream.state, expected, strict=True):
+        close(a, b.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_layer_of_another_dtype_is_followed(backend, dtype):
+    _, module = CASE.with_(layers=2).modules()
+    stream, x = module.stream(3), torch.randn(3, 5)
+    stream(x)
+    module.to(dtype)
+    assert stream.outdated
+    with pytest.raises(RuntimeError, match=f"expected x of {dtype} on cpu, got torch.float32"):
+        stream(x)
+    state = stream.state
+    assert state[0].dtype == dtype
+    y = stream(x.to(dtype))
+    assert y.dtype == dtype
+    close(y, module(x.to(dtype).unsqueeze(0), state)[0][0].detach())
+    assert not stream.outdated
+
+
+def test_a_layer_that_moves_is_followed(backend):
+    _, module = CASE.modules()
+    stream = module.stream(3)
+    module.to("meta")
+    assert stream.outdated
+    assert stream(torch.randn(3, 5, device="meta")).device.type == "meta"
+    with pytest.raises(RuntimeError, match=r"expected x of torch\.float32 on meta, got .* on cpu"):
+        stream(torch.randn(3, 5))
+
+
 def test_rows_in_every_form(backend):
     _, module = CASE.with_(layers=2).modules()
     stream = module.stream(3)
@@ -208,4 +293,20 @@ def test_states_that_do_not_fit_change_nothing(backend):
         stream.state = (fits, other)
     with pytest.raises(IndexError):
         stream.reset(3)
+    assert not any(s.any() for s in stream.state)
+
+
+def test_a_stream_made_in_inference_mode_goes_on_outside(backend):
+    with torch.inference_mode():
+        _, module = CASE.modules()
+        stream = module.stream(3)
+        stream(torch.randn(3, 5))
+    before = stream.state
+    stream.reset([1])
+    assert not stream.state[0][:, 1].any()
+    stream.state = before
+    stream(torch.randn(3, 5))
+    with torch.inference_mode():
+        stream(torch.randn(3, 5))
+        stream.reset()
     assert not any(s.any() for s in stream.state)
