@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+AROUND = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
+PAGES = [*(ROOT / name for name in AROUND), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
 
@@ -68,13 +69,26 @@ def test_python_blocks_are_formatted(path):
         assert result.returncode == 0, f"line {line}: {result.stdout}"
 
 
+def prose(path: Path) -> str:
+    """Without blocks of code."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """What a heading is called in a link: in small letters, without marks, "-" for a space."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_links_lead_somewhere(path):
-    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    links = re.findall(r"\]\(([^)#]+)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
+    text = prose(path)
+    links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     for link in links:
         if not re.match(r"https?://", link):
-            assert (path.parent / link).exists(), link
+            target, _, anchor = link.partition("#")
+            assert (path.parent / target).exists(), link
+            assert not anchor or anchor in anchors(path.parent / target if target else path), link
 
 
 def test_commands_of_make_are_there():
@@ -136,7 +150,7 @@ def test_figures_are_those_of_a_run(readme_numbers, tmp_path):
     assert re.search(
         r"^\| float16 \| 1 \| 1\.25 \| 1\.25 \| 2\.50 \| 2\.50 \|$", text, re.MULTILINE
     )
-    assert "1.50 in inference, 1.50 in training" in text
+    assert "60% in inference (`single`), 60% in training (`single`)" in " ".join(text.split())
     assert "by `python -m bench`" in " ".join(text.split())
     with pytest.raises(ValueError, match="0 blocks named summary"):
         readme_numbers.updated("", tmp_path)
@@ -155,6 +169,12 @@ def test_pages_build_without_a_warning(tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
+    readme = (tmp_path / "readme.html").read_text()
+    places = re.findall(r'(?:src(?:set)?|href)="([^"#:]+)[#"]', readme)
+    assert {"how-it-works.html", "contributing.html", "examples.html"} <= set(places)
+    assert sum(place.startswith("bench/results/") for place in places) >= 2
+    for place in places:
+        assert (tmp_path / place.partition("?")[0]).exists(), place
     api = (tmp_path / "api.html").read_text()
     for name in ("LSTM", "LSTMCell", "lstm", "replace_lstm", "restore_lstm", "explain", "profile"):
         assert f'id="fused_lstm.{name}"' in api
