@@ -14,7 +14,7 @@ from rich.table import Table
 from . import units
 from .providers import BASELINE, FUSED, PROVIDERS
 from .results import Disturbance, Result, Run, spread
-from .summary import headline, means_by_group
+from .summary import FASTEST_FORM, headline, means_by_group
 from .workloads import GRID, INFERENCE, TRAINING
 
 NARROWEST, IN_A_FILE = 80, 100  # columns
@@ -215,13 +215,13 @@ def notes(results: list[Result]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-LEGEND = """\
+LEGEND = f"""\
 times faster: nn.LSTM's time over fused_lstm's, the median of the ratios of each round; in \
 indented lines that provider's time over fused_lstm's.
 reached: share of the limit of this machine, which is the matrix products at its multiply-add \
 peak, or the weights once per step from the caches, whichever takes longer. Where nn.LSTM \
 reaches a share s, nothing in the same arithmetic can be more than 1/s times faster.
-The first sentence, and the last line below, compare with the fastest form of nn.LSTM."""
+The first sentence, and the last line below, compare with {FASTEST_FORM}."""
 
 
 def machine_line(facts: dict) -> str:

@@ -16,6 +16,7 @@ class Mean:
     slowest: float
     fastest: float
     mean: float  # geometric
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Means:
 
 
 def means(ratios: list[float]) -> Mean:
-    return Mean(min(ratios), max(ratios), geometric_mean(ratios))
+    return Mean(min(ratios), max(ratios), geometric_mean(ratios), len(ratios))
 
 
 def over_same_rows(
@@ -51,7 +52,7 @@ def over_same_rows(
 
 
 def means_by_group(results: list[Result]) -> Iterator[Means]:
-    """One for each group, and one for all rows where there are several groups."""
+    """One for each group, and where there are several groups the gains over all rows."""
     groups = list(dict.fromkeys(result.workload.group for result in results))
     for group in groups:
         members = [result for result in results if result.workload.group == group]
@@ -67,9 +68,7 @@ def gains(results: list[Result]) -> Means | None:
     """
     apart = (GRID, MEMBERS)
     rows = [result for result in results if result.workload.group not in apart] or results
-    modes = {result.mode for result in rows}
-    name = "all, in both modes" if len(modes) > 1 else "all"
-    return over_same_rows(name, rows, lambda result: result.gain)
+    return over_same_rows("all, over its fastest form", rows, lambda result: result.gain)
 
 
 def mean_share(results: list[Result], mode: str, provider: str) -> float | None:
@@ -83,10 +82,18 @@ def mean_share(results: list[Result], mode: str, provider: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+# What the sentence and the line of all rows compare with, and over which rows.
+FASTEST_FORM = (
+    "the fastest form of nn.LSTM (as it is, padded where it is packed, or in float32 where its "
+    "dtype is narrower), over the rows measured in every mode, without grid and members"
+)
+
+
 def headline(run: Run) -> str:
     """What a user of this machine gains."""
     if not run.results:
-        return "Nothing was measured."
+        only = "Only the rows beside a busy core were measured."
+        return only if run.disturbances else "Nothing was measured."
     overall = gains(run.results)
     if overall is None:
         return "Nothing was compared with nn.LSTM."
@@ -95,22 +102,24 @@ def headline(run: Run) -> str:
     for mode in (TRAINING, INFERENCE, FORWARD):
         if found := overall.modes.get(mode):
             first = not sentences
-            subject = f"With fused_lstm, {mode} on {where}" if first else mode
-            times = f"{span(found)} times faster{' than with nn.LSTM' if first else ''}"
-            sentences.append(f"{subject} is {times}{rest(run, mode, found)}")
-    return "; ".join(sentences) + "."
+            subject = f"With fused_lstm, {mode} on {where}" if first else mode.capitalize()
+            than = " than with the fastest form of nn.LSTM" if first else ""
+            sentences.append(f"{subject} is {gained(found, than)}{reached(run, mode)}")
+    return ". ".join(sentences) + "."
 
 
-def span(found: Mean) -> str:
+def gained(found: Mean, than: str) -> str:
     slowest, fastest = units.times(found.slowest), units.times(found.fastest)
-    return slowest if slowest == fastest else f"{slowest} to {fastest}"
+    if slowest == fastest:
+        return f"{slowest} times faster{than}"
+    mean = f"{units.times(found.mean)} on average over {found.rows} rows"
+    return f"{slowest} to {fastest} times faster{than}, {mean}"
 
 
-def rest(run: Run, mode: str, found: Mean) -> str:
-    """The mean, and the share of the machine's limit."""
-    text = "" if found.slowest == found.fastest else f", {units.times(found.mean)} on average"
+def reached(run: Run, mode: str) -> str:
+    """The share of the machine's limit."""
     ours, theirs = (mean_share(run.results, mode, name) for name in (FUSED, BASELINE))
-    if ours is not None:
-        text += f", and reaches {units.percent(ours)} of what the machine can do"
-        text += f" (nn.LSTM {units.percent(theirs)})" if theirs is not None else ""
-    return text
+    if ours is None:
+        return ""
+    beside = f" (nn.LSTM {units.percent(theirs)})" if theirs is not None else ""
+    return f"; {DENSE} rows reach {units.percent(ours)} of what the machine can do{beside}"
