@@ -57,6 +57,7 @@ class Measurement:
     setup_seconds: float | None = None  # to compile
     error: float | None = None  # from float64, relative to the largest element; the worst tensor's
     error_ratio: float | None = None  # that over nn.LSTM's
+    error_of_allowed: float | None = None  # that over what the tests allow
     failed: str = ""  # why there is no time: a wrong result, or what the provider said
 
     @property

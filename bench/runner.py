@@ -16,7 +16,7 @@ from . import accuracy
 from .accuracy import Reference
 from .limits import limit_of
 from .memory import peak_memory
-from .problem import Problem, make_problem
+from .problem import Problem, Tensors, make_problem
 from .providers import BASELINE, PROVIDERS, Prepared, Provider, thread_count
 from .results import Measurement, Result
 from .workload import Workload
@@ -122,8 +122,10 @@ class Row:
         with provider.settings():
             prepared = provider.prepare(self.problem, mode)
             actual = prepared.check()
-        expected = self.reference(provider.reference).expected(mode)
-        return prepared, accuracy.errors(actual, expected)
+        return prepared, accuracy.errors(actual, self.expected(provider, mode))
+
+    def expected(self, provider: Provider, mode: str) -> Tensors:
+        return self.reference(provider.reference).expected(mode)
 
     def judge(
         self,
@@ -141,6 +143,9 @@ class Row:
             "setup_seconds": prepared.setup_seconds,
             "error": accuracy.largest(ours) if judged else None,
             "error_ratio": accuracy.error_ratio(ours, theirs, dtype),
+            "error_of_allowed": accuracy.share_of_allowed(
+                ours, theirs, self.expected(provider, mode), dtype, mode
+            ),
         }
         if wrong:
             return Measurement(**known, failed=f"wrong: {wrong}"), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -80,6 +81,23 @@ def mean_share(results: list[Result], mode: str, provider: str) -> float | None:
     ]
     known = [share for share in shares if share is not None]
     return sum(known) / len(known) if known else None
+
+
+def worst_errors(results: list[Result]) -> dict[str, tuple[float, Result]]:
+    """In each mode the row whose error comes nearest to what is allowed, or lies furthest beyond,
+    and the share of that.
+    """
+    worst: dict[str, tuple[float, Result]] = {}
+    for result in results:
+        ours = result.measurements.get(FUSED)
+        if ours is not None and ours.error_of_allowed is not None:
+            found = (ours.error_of_allowed, result)
+            worst[result.mode] = max(worst.get(result.mode, found), found, key=nan_last)
+    return worst
+
+
+def nan_last(found: tuple[float, Result]) -> float:
+    return math.inf if math.isnan(found[0]) else found[0]
 
 
 # What the sentence and the line of all rows compare with, and over which rows.

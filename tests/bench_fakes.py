@@ -87,8 +87,8 @@ def result(
 ) -> Result:
     """A row whose fused_lstm takes `ours` seconds and whose nn.LSTM `ratio` times as long."""
     measurements = {
-        "nn.LSTM": Measurement(around(ratio * ours), 123456789, error=1.0e-7, error_ratio=1.0),
-        "fused_lstm": Measurement(around(ours), 98765432, error=1.5e-7, error_ratio=1.5),
+        "nn.LSTM": Measurement(around(ratio * ours), 123456789, None, 1.0e-7, 1.0, 0.4),
+        "fused_lstm": Measurement(around(ours), 98765432, None, 1.5e-7, 1.5, 0.6),
         **(others or {}),
     }
     row = name if isinstance(name, Workload) else WORKLOADS[name]

@@ -24,7 +24,7 @@ def test_no_bar_without_its_rows():
     assert met([]) == {}
     assert set(met([fakes.result(2.0, "float64")], machine=None)) == {
         "slowest row, float64",
-        "error of outputs over nn.LSTM's",
+        "error over what is allowed, inference, medium, float64",
     }
 
 
@@ -169,11 +169,26 @@ def test_bars_of_amx_are_not_measured_without_it():
     assert all("not measured: no AMX" in line and line.rstrip().endswith("-") for line in shown)
 
 
-def test_accuracy_bars():
-    row = fakes.result(2.0)
-    row.measurements["fused_lstm"] = replace(row.measurements["fused_lstm"], error_ratio=2.1)
-    assert met([row])["error of outputs over nn.LSTM's"] is False
-    assert met([replace(row, mode=TRAINING)])["error of gradients over nn.LSTM's"] is True
+def of_allowed(share, *arguments):
+    row = fakes.result(2.0, *arguments)
+    row.measurements["fused_lstm"] = replace(
+        row.measurements["fused_lstm"], error_ratio=9.0, error_of_allowed=share
+    )
+    return row
+
+
+def test_accuracy_is_judged_by_what_is_allowed_and_names_the_worst_row():
+    rows = [of_allowed(0.9, "square"), of_allowed(1.1, "awd_lstm"), of_allowed(0.2)]
+    what = "error over what is allowed, inference, awd_lstm"
+    assert met(rows)[what] is False
+    assert met(rows[:1])["error over what is allowed, inference, square"] is True
+    training = met([of_allowed(0.9, "square", TRAINING), *rows])
+    assert training["error over what is allowed, training, square"] is True
+    assert (
+        met([*rows, of_allowed(float("nan"), "cell")])[what.replace("awd_lstm", "cell, 1 x 128")]
+        is False
+    )
+    assert not any("allowed" in what for what in met([of_allowed(None)]))
 
 
 def test_no_bar_is_said_where_none_was_measured():
