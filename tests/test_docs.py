@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,16 +101,55 @@ def test_commands_of_make_are_there():
         assert set(named) <= targets, path.name
 
 
-def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
-    files = [ROOT / "setup.py", *ROOT.glob("fused_lstm/*.py"), *ROOT.glob("csrc/**/*.[ch]*")]
-    source = "\n".join(path.read_text() for path in files)
-    source = re.sub(r'"\s*f?"', "", source)  # literals that the compiler joins
+# Troubleshooting
+
+PYTHON = [ROOT / "setup.py", *sorted(ROOT.glob("fused_lstm/*.py"))]
+
+
+def headings_of_the_page() -> list[list[str]]:
+    """Messages in the headings of the page, in the parts between "..."."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     headings = re.findall(r"^### (.+)$", page, re.MULTILINE)
-    assert len(headings) > 20
-    for message in (m for heading in headings for m in re.findall("`(.+?)`", heading)):
-        for part in message.split("..."):
-            assert part.strip(" :'") in source, message
+    messages = [m for heading in headings for m in re.findall("`(.+?)`", heading)]
+    return [[part.strip(" :'") for part in message.split("...")] for message in messages]
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    files = [*PYTHON, *ROOT.glob("bench/*.py"), *ROOT.glob("csrc/**/*.[ch]*")]
+    source = "\n".join(path.read_text() for path in files)
+    source = re.sub(r'"\s*f?"', "", source)  # literals that the compiler joins
+    assert len(headings_of_the_page()) > 40
+    for parts in headings_of_the_page():
+        for part in parts:
+            assert part in source, part
+
+
+def literal(node: ast.expr) -> str:
+    """A message as it stands in the code, "..." for what it is filled with."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(literal, node.values))
+    if isinstance(node, ast.BinOp):
+        return literal(node.left) + literal(node.right)
+    return node.value if isinstance(node, ast.Constant) else "..."
+
+
+def raised(path: Path) -> Iterator[str]:
+    """Messages of the errors of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise):
+            node = node.exc
+        elif not (isinstance(node, ast.Call) and ast.unparse(node.func) in ("refuse", "_refuse")):
+            continue
+        if isinstance(node, ast.Call) and node.args:
+            yield literal(node.args[0])
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
+def test_every_error_has_a_heading_or_says_what_it_expects(path):
+    headings = headings_of_the_page()
+    for message in raised(path):
+        if re.search(r"\w+ \w+ \w+", message) and "expect" not in message.lower():
+            assert any(all(part in message for part in parts) for parts in headings), message
 
 
 # Figures
