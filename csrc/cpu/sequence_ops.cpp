@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -60,6 +61,12 @@ std::optional<Segments> read_segments(const LayerCall& call, const at::Tensor& x
   }
   return Segments(p.steps, p.batch, lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
                   reset.defined() ? reset.const_data_ptr<bool>() : nullptr);
+}
+
+// With as many as there are, one state is kept; with more no other.
+int64_t checked_keep_every(int64_t keep_every, const LstmProblem& p) {
+  TORCH_CHECK(keep_every >= 0, "fused_lstm: expected keep_every of at least 0, got ", keep_every);
+  return std::min(keep_every, std::max<int64_t>(1, p.steps));
 }
 
 LayerCall call_of(const LayerCall& call, const Segments& segments) {
@@ -203,8 +210,8 @@ Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
                       const OptionalTensor& reset_c, bool save, int64_t keep_every, bool compact) {
   const at::ScalarType type = x.scalar_type(), wide = at::kFloat;
   LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
+  keep_every = checked_keep_every(keep_every, call.problem);
   call.problem.keep_every = save ? keep_every : 0;
-  TORCH_CHECK(keep_every >= 0, "fused_lstm: expected keep_every of at least 0, got ", keep_every);
   if (!has_kernels(type)) {
     const ExactProducts exact;
     Forward out =
@@ -245,7 +252,8 @@ std::pair<at::Tensor, at::Tensor> out_of_segments(const Segments& segments, cons
     // Of rows without a step the last state is the first.
     const at::Tensor last = indices(last_states(segments, reverse.get(d)));
     const at::Tensor same = last.ge(segments.size()).unsqueeze(1);
-    one.narrow(0, 0, batch).add_(grad_last.select(0, d).to(type).mul(same));
+    one.narrow(0, 0, batch)
+        .add_(grad_last.select(0, d).to(type).masked_fill(same.logical_not(), 0));
   }
   return {total.narrow(1, 0, batch).to(grad.scalar_type()).contiguous(),
           total.narrow(1, batch, batch).to(grad.scalar_type()).contiguous()};
@@ -322,7 +330,7 @@ std::vector<at::Tensor> lstm_sequence_backward(
   }
   LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, true);
   const LstmProblem& p = call.problem;
-  call.problem.keep_every = keep_every;
+  call.problem.keep_every = keep_every = checked_keep_every(keep_every, p);
   const size_t count = 3 + weights.size();
   TORCH_CHECK(needs.size() == count + 2, "fused_lstm: expected ", count + 2,
               " flags in needs, for "
