@@ -57,6 +57,19 @@ def test_opcheck_forward(extension, device, name, save):
     torch.library.opcheck(_ops.lstm_layer, args)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_what_is_not_saved_is_nothing_of_its_dtype(extension, device, dtype):
+    """Two tensors, as of a call without a derivative and of the fake kernel."""
+    x, *others, weights, reverse = arguments(dtype=dtype, device=device)
+    for recorded in (False, True):
+        found = _ops.lstm_layer(x.requires_grad_(recorded), *others, weights, reverse, False)
+        gates, c = found[3:]
+        assert gates.shape == c.shape == (0,)
+        assert gates is not c
+        assert gates.dtype == dtype
+        assert c.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("name", VARIANTS)
 def test_opcheck_backward(extension, device, name):
