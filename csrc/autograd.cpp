@@ -192,10 +192,14 @@ BackwardCall read_call(AutogradContext* context, const variable_list& grads) {
   return call;
 }
 
-bool output_has_changed(AutogradContext* context) {
-  const auto counter = context->saved_data.find("counter");
-  return counter != context->saved_data.end() &&
-         counter->second.toTensor()._version() != context->saved_data["version"].toInt();
+// Where backward is traced, the tensors stand for those of calls to come, and count no changes.
+bool output_may_have_changed(AutogradContext* context) {
+  const auto found = context->saved_data.find("counter");
+  if (found == context->saved_data.end()) return false;
+  const Tensor counter = found->second.toTensor();
+  const bool traced = counter.key_set().has_any(
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+  return traced || counter._version() != context->saved_data["version"].toInt();
 }
 
 std::vector<Tensor> run_backward_op(const BackwardCall& b) {
@@ -218,7 +222,7 @@ variable_list LayerFunction::backward(AutogradContext* context, const variable_l
   // For all arguments of forward: nothing for resets that there are not, and for the state.
   variable_list result(3 + a.weights.size() + 2 + 1);
   if (!call.grad_y && !call.grad_h_n && !call.grad_c_n && !call.grad_c) return result;
-  if (output_has_changed(context)) {
+  if (output_may_have_changed(context)) {
     call.y = output_of(call.gates, call.c, a.weights, a.reverse.size()).view_as(call.y);
   }
   if (!is_plain(a) || !none_transformed(call.grad_y, call.grad_h_n, call.grad_c_n, call.grad_c)) {
