@@ -21,7 +21,6 @@ struct LayerCall {
   int64_t saved_rows = 0;  // of gates and c: all, or the live ones if problem.compact
 
   bool projected() const { return problem.proj_size > 0; }
-  int64_t state_size() const { return problem.output_size(); }
 };
 
 LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,

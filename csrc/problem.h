@@ -50,7 +50,9 @@ class Steps {
   Steps(int64_t steps, int64_t batch) : steps_(steps), batch_(batch) {}
   // sizes[t] rows at step t, not increasing.
   explicit Steps(std::vector<int64_t> sizes)
-      : steps_(int64_t(sizes.size())), batch_(sizes.empty() ? 0 : sizes[0]), sizes_(sizes) {
+      : steps_(int64_t(sizes.size())),
+        batch_(sizes.empty() ? 0 : sizes[0]),
+        sizes_(std::move(sizes)) {
     offsets_.reserve(sizes_.size() + 1);
     int64_t offset = 0;
     for (int64_t size : sizes_) {

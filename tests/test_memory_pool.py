@@ -141,6 +141,33 @@ print(_ops.extension.memory_pool()["idle"])
     assert 0 < idle <= 256 * MIB < used
 
 
+def test_workspaces_of_calls_at_the_same_time_are_kept_up_to_a_bound(extension):
+    """Of one call its own; of many together no more than of one that is large."""
+    alone, together = in_new_process("""
+import threading, torch, fused_lstm
+from fused_lstm import _ops
+module, x = fused_lstm.LSTM(1024, 1024), torch.randn(10, 16, 1024)
+begin = threading.Barrier(4)
+
+def work():
+    for _ in range(3):
+        y = module(x)[0].sum()
+        begin.wait()
+        y.backward()
+
+module(x)[0].sum().backward()
+print(_ops.extension.kept_workspaces())
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(_ops.extension.kept_workspaces())
+""")
+    assert 4096 * 1024 * 4 <= alone <= 64 * MIB  # one weight, packed
+    assert alone <= together <= 64 * MIB < 2 * alone
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_child_computes_the_same(extension):
     """Also where the pool was in use at that moment."""

@@ -21,7 +21,12 @@ class CallMemory {
   void* data() const;
 
  private:
+  bool keep();  // for the next call
+
   std::unique_ptr<MemoryBlock> block_;
 };
+
+// Bytes kept for the next calls.
+size_t kept_workspaces();
 
 }  // namespace fused_lstm::cpu
