@@ -4,10 +4,13 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "fork.h"
+
 namespace fused_lstm::cpu {
 namespace {
 
 std::mutex request_mutex;
+const int at_fork = free_over_fork<request_mutex>();
 
 PlanRequest& request_in_force() {
   static PlanRequest request = [] {
