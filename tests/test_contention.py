@@ -15,11 +15,11 @@ def contention(extension):
     return extension.Contention()
 
 
-def run(contention, now, calls, each):
-    """So many calls one after the other; the time after them."""
+def run(contention, now, calls, each, size=8):
+    """So many calls of a team one after the other; the time after them."""
     for _ in range(calls):
         now += each[0]
-        contention.record(now, *each)
+        contention.record(now, size, *each)
     return now
 
 
@@ -37,43 +37,61 @@ def test_one_stall_is_an_accident(contention):
 
 @pytest.mark.parametrize(("available", "fewer"), [(2, 1), (3, 1), (8, 4), (64, 32), (1, 1)])
 def test_half_the_team_where_most_of_the_time_is_waiting(contention, available, fewer):
-    now = run(contention, 1000.0, 3, STALLED)
+    now = run(contention, 1000.0, 3, STALLED, available)
     assert contention.threads(now, available) == fewer
 
 
 def test_many_short_waits_are_no_lost_core(contention):
-    now = run(contention, 1000.0, 100, (0.6e-3, 0.45e-3))
+    now = run(contention, 1000.0, 100, (0.6e-3, 0.45e-3), 2)
     assert contention.threads(now, 2) == 2
 
 
 @pytest.mark.parametrize(("share", "threads"), [(0.5, 2), (0.58, 2), (0.62, 1)])
 def test_what_half_the_team_must_be_worth(contention, share, threads):
-    now = run(contention, 1000.0, 3, (8e-3, share * 8e-3))
+    now = run(contention, 1000.0, 3, (8e-3, share * 8e-3), 2)
     assert contention.threads(now, 2) == threads
 
 
 def test_long_calls_outweigh_a_stall(contention):
-    now = run(contention, run(contention, 1000.0, 5, (80e-3, 0.0)), 3, STALLED)
+    now = run(contention, run(contention, 1000.0, 5, (80e-3, 0.0), 2), 3, STALLED, 2)
     assert contention.threads(now, 2) == 2
 
 
 def test_a_team_that_still_waits_is_halved_again(contention):
-    now = 1000.0
-    for fewer in (32, 16, 8, 4, 2, 1, 1, 1):
-        now = run(contention, now, 2, STALLED)
-        assert contention.threads(now, 64) == fewer
+    now, size = 1000.0, 64
+    for fewer in (32, 16, 8, 4, 2, 1):
+        now = run(contention, now, 2, STALLED, size)
+        size = contention.threads(now, 64)
+        assert size == fewer
+
+
+def test_a_small_team_that_waits_gets_smaller(contention):
+    """Also where there are many more cores, which it did not ask for."""
+    now = run(contention, 1000.0, 2, STALLED, 2)
+    assert contention.threads(now, 64) == 1
+    assert contention.threads(now + 0.101, 64) == 64
+
+
+def test_teams_that_are_larger_than_allowed_change_nothing(contention):
+    """Those that a plan asks for, for a minute, and those that began before."""
+    now = run(contention, 1000.0, 2, STALLED, 8)
+    until = now + 0.1
+    while now < until - 8e-3:
+        now = run(contention, now, 1, STALLED, 8)
+        assert contention.threads(now, 8) == 4
+    assert contention.threads(until + 0.001, 8) == 8
 
 
 def test_the_larger_team_is_tried_again_later_and_later_while_stalls_come(contention):
     now, holds = 1000.0, []
     for _ in range(7):
-        now = run(contention, now, 2, STALLED)
+        now = run(contention, now, 2, STALLED, 2)
         begin = now
         while contention.threads(now, 2) == 1:
             now += 1e-3
         holds.append(now - begin)
     assert holds == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 1.6, 1.6], abs=0.02)
-    now = run(contention, run(contention, now, 2000, QUIET) + 1.0, 2, STALLED)
+    now = run(contention, run(contention, now, 2000, QUIET, 2) + 1.0, 2, STALLED, 2)
     begin = now
     while contention.threads(now, 2) == 1:
         now += 1e-3
@@ -81,7 +99,7 @@ def test_the_larger_team_is_tried_again_later_and_later_while_stalls_come(conten
 
 
 def test_halvings_are_taken_back_one_after_the_other(contention):
-    now = run(contention, run(contention, 1000.0, 2, STALLED), 2, STALLED)
+    now = run(contention, run(contention, 1000.0, 2, STALLED, 8), 2, STALLED, 4)
     assert contention.threads(now, 8) == 2
     found = []
     for _ in range(6):
@@ -98,16 +116,21 @@ from fused_lstm import _ops
 
 torch.set_num_threads(2)
 module, x = fused_lstm.LSTM(64, 256), torch.randn(20, 32, 64)
+stream = module.stream(32)
 results = []
 
 def threads():
     with torch.no_grad():
         results.append(module(x)[0])
-    return _ops.extension.last_cpu_plan()["threads"]
+    found = _ops.extension.last_cpu_plan()["threads"]
+    stream.reset()
+    results.append(stream(x))
+    assert found == _ops.extension.last_cpu_plan()["threads"]
+    return found
 
 print(threads())
 for _ in range(8):
-    _ops.extension.record_team(1.0, 0.9)
+    _ops.extension.record_team(2, 1.0, 0.9)
 print(threads())
 _ops.extension.request_cpu_plan("rows=2")
 print(threads())

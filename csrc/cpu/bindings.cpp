@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "call_memory.h"
 #include "contention.h"
 #include "kernels.h"
 #include "machine.h"
@@ -117,12 +118,15 @@ void bind(py::module_& m) {
         return py::dict(py::arg("used") = state.used, py::arg("idle") = state.idle);
       },
       "Bytes of larger tensors that the ops made: in use, and kept for the next call.");
+  m.def("kept_workspaces", &kept_workspaces,
+        "Bytes of workspaces that are kept for the next calls.");
   py::class_<Contention>(m, "Contention", "How large a team should be; see contention.h.")
       .def(py::init<>())
-      .def("record", &Contention::record, py::arg("now"), py::arg("taken"), py::arg("waited"))
+      .def("record", &Contention::record, py::arg("now"), py::arg("size"), py::arg("taken"),
+           py::arg("waited"))
       .def("threads", &Contention::threads, py::arg("now"), py::arg("available"));
-  m.def("record_team", &record_team, "As if a team had run in this process now.", py::arg("taken"),
-        py::arg("waited"));
+  m.def("record_team", &record_team, "As if a team had run in this process now.", py::arg("size"),
+        py::arg("taken"), py::arg("waited"));
   m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");
   m.def(
       "cpu_machine",

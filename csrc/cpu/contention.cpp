@@ -45,7 +45,8 @@ Contention of_process;
 
 void Contention::forget() { taken_ = waited_ = stalls_ = 0; }
 
-void Contention::record(double now, double taken, double waited) {
+void Contention::record(double now, int size, double taken, double waited) {
+  if (limit_ > 0 && size > limit_) return;  // begun before it was limited, or forced: nothing new
   const double keep = std::exp((last_ - now) / kWindow);
   last_ = now;
   taken_ = taken_ * keep + taken;
@@ -55,23 +56,24 @@ void Contention::record(double now, double taken, double waited) {
   const bool again = now < until_ + hold_;
   hold_ = again ? std::min(2 * hold_, kLongestHold) : kHold;
   until_ = now + hold_;
-  ++halvings_;
+  if (limit_ == 0) full_ = size;
+  limit_ = std::max(1, size / 2);
   forget();
 }
 
 int Contention::threads(double now, int available) {
-  while (halvings_ > 0 && now >= until_) {
-    --halvings_;
+  while (limit_ > 0 && now >= until_) {
+    limit_ = 2 * limit_ < full_ ? 2 * limit_ : 0;
     until_ += kHold;
     forget();
   }
-  return std::max(1, available >> std::min(halvings_, 30));
+  return limit_ > 0 ? std::min(limit_, available) : available;
 }
 
-void record_team(double taken, double waited) {
+void record_team(int size, double taken, double waited) {
   if (!adapts()) return;
   const std::lock_guard<std::mutex> lock(mutex);
-  of_process.record(seconds_now(), taken, waited);
+  of_process.record(seconds_now(), size, taken, waited);
 }
 
 int uncontended_threads(int available) {

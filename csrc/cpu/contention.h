@@ -1,6 +1,6 @@
-// How many threads a team should have while other processes use the cores too. A member that has
-// lost its core keeps the others waiting for as long as the system lets someone else run: some
-// milliseconds, the length of many calls.
+// How many threads a team should have while others use the cores too: other processes, or other
+// threads of this one. A member that has lost its core keeps the others waiting for as long as the
+// system lets someone else run: some milliseconds, the length of many calls.
 #pragma once
 
 namespace fused_lstm::cpu {
@@ -8,9 +8,9 @@ namespace fused_lstm::cpu {
 // What came of teams in the last moments, and what follows from it. Times are in seconds.
 class Contention {
  public:
-  // A team took `taken` seconds until `now`, `waited` of which its members waited for one of them,
-  // beyond what they wait for one that has its core.
-  void record(double now, double taken, double waited);
+  // A team of `size` took `taken` seconds until `now`, `waited` of which its members waited for one
+  // of them, beyond what they wait for one that has its core.
+  void record(double now, int size, double taken, double waited);
 
   // Of the threads at hand those that a team should have.
   int threads(double now, int available);
@@ -20,12 +20,12 @@ class Contention {
 
   double taken_ = 0, waited_ = 0, stalls_ = 0;  // of the last moments
   double last_ = 0;                             // record
-  int halvings_ = 0;
+  int limit_ = 0, full_ = 0;     // threads of a team now, and of the one halved first; 0: any
   double until_ = 0, hold_ = 0;  // when halved last: until when, and for how long
 };
 
 // The same of this process, by its clock, unless FUSED_LSTM_ADAPT_THREADS=0.
-void record_team(double taken, double waited);
+void record_team(int size, double taken, double waited);
 int uncontended_threads(int available);
 
 }  // namespace fused_lstm::cpu

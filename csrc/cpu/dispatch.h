@@ -1,7 +1,7 @@
 // From PyTorch's element types to those of the kernels.
 #pragma once
 
-#include <c10/core/ScalarType.h>
+#include <ATen/core/Tensor.h>
 
 #include "kernels.h"
 
@@ -22,6 +22,17 @@ void with_type(c10::ScalarType type, const F& f) {
 #endif
   if (type == c10::kDouble) return f(double{});
   f(float{});
+}
+
+// The elements of a tensor; null for none.
+template <class T>
+const T* data(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+template <class T>
+T* mutable_data(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.mutable_data_ptr())
+                                                : nullptr;
 }
 
 }  // namespace fused_lstm::cpu

@@ -5,10 +5,12 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <tuple>
 
+#include "fork.h"
 #include "team.h"
 #include "workspace.h"
 
@@ -16,6 +18,10 @@ namespace fused_lstm::cpu {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+bool run_probe(int team, const std::function<void(int rank)>& body) {
+  return run_team(team, body, /*probe=*/true);
+}
 
 // The fastest of several short trials counts: everything that disturbs makes slower, and on a busy
 // machine it is a matter of luck whether a trial is disturbed.
@@ -87,7 +93,7 @@ class KernelProbe {
   double rate(int64_t bytes, int team) {
     const int64_t panels = std::max<int64_t>(1, bytes / panel_bytes());
     const double ns = fastest_ns([&] {
-      run_team(team, [&](int rank) {
+      run_probe(team, [&](int rank) {
         for (int64_t i = 0; i < panels; ++i) multiply(1, (i + rank * panels / team) % panels, rank);
       });
     });
@@ -166,7 +172,7 @@ double barrier_ns(int team) {
   std::atomic<bool> enough{false};
   Barrier barrier(team);
   const Clock::time_point begin = Clock::now();
-  run_team(team, [&](int rank) {
+  run_probe(team, [&](int rank) {
     for (;;) {
       barrier.wait();
       if (enough.load(std::memory_order_relaxed)) return;
@@ -182,7 +188,7 @@ double barrier_ns(int team) {
 }
 
 double fork_ns(int team) {
-  return fastest_ns([&] { run_team(team, [](int) {}); });
+  return fastest_ns([&] { run_probe(team, [](int) {}); });
 }
 
 // Weights that do not fit a core's own cache, and fit what cores share.
@@ -217,6 +223,7 @@ void measure_teams(CpuMachine* m) {
 }
 
 std::mutex measuring;
+const int at_fork = free_over_fork<measuring>();
 
 // What does not depend on the kernels, measured once for all of them. Holds `measuring`.
 const CpuMachine& without_kernels(int threads) {

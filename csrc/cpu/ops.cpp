@@ -3,14 +3,12 @@
 #include <torch/library.h>
 
 #include "cpu/call_memory.h"
-#include "cpu/contention.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer.h"
 #include "cpu/memory_pool.h"
+#include "cpu/plan_and_run.h"
 #include "cpu/precision.h"
 #include "cpu/run.h"
-#include "cpu/running.h"
-#include "cpu/team.h"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -30,16 +28,6 @@ Dense make_dense(const Arguments& a) {
   t.weights.reserve(a.weights.size());
   for (const at::Tensor& w : a.weights) t.weights.push_back(w.contiguous());
   return t;
-}
-
-template <class T>
-const T* data(const at::Tensor& tensor) {
-  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
-}
-template <class T>
-T* mutable_data(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.mutable_data_ptr())
-                                                : nullptr;
 }
 
 template <class T>
@@ -64,20 +52,6 @@ void set_weights(const LayerCall& call, const Dense& t, const c10::List<bool>& r
   }
 }
 
-// Plans for the threads at hand and runs; with fewer where other processes keep a team waiting, and
-// with one where the plan's team is not to be had. Returns the plan that ran.
-template <class T, class Plan, class Size, class Run>
-CpuPlan plan_and_run(const Kernels<T>& kernels, const Plan& plan_for, const Size& size_of,
-                     const Run& run) {
-  const PlanRequest request = requested_plan();
-  const int most = available_threads();
-  for (int threads = request.asks_for_a_team() ? most : uncontended_threads(most);; threads = 1) {
-    const CpuPlan plan = plan_for(machine(kernels, threads), request);
-    const CallMemory workspace(size_of(plan));
-    if (run(plan, workspace.data())) return plan;
-  }
-}
-
 template <class T>
 void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& reverse,
                  const Forward& out) {
@@ -99,8 +73,10 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
       [&](const CpuMachine& m, const PlanRequest& request) {
         return plan_forward(args.problem, call.steps, m, request);
       },
-      [&](const CpuPlan& plan) { return forward_workspace(args, plan); },
-      [&](const CpuPlan& plan, void* space) { return forward(args, plan, space); });
+      [&](const CpuPlan& plan) {
+        const CallMemory workspace(forward_workspace(args, plan));
+        return forward(args, plan, workspace.data());
+      });
   last_plans().ran_forward = true;
 }
 
@@ -139,8 +115,10 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
       [&](const CpuMachine& m, const PlanRequest& request) {
         return plan_backward(args.problem, call.steps, m, request);
       },
-      [&](const CpuPlan& plan) { return backward_workspace(args, plan); },
-      [&](const CpuPlan& plan, void* space) { return backward(args, plan, space); });
+      [&](const CpuPlan& plan) {
+        const CallMemory workspace(backward_workspace(args, plan));
+        return backward(args, plan, workspace.data());
+      });
   last_plans().ran_backward = true;
 }
 

@@ -28,13 +28,14 @@ double best_rate(int threads, const F& f) {
   double best = 0;
   for (int trial = 0; trial < kTrials; ++trial) {
     const Clock::time_point start = Clock::now();
-    const bool ran = run_team(threads, [&](int rank) {
+    const auto run_for_a_while = [&](int rank) {
       double& mine = done[size_t(rank) * 8];
       mine = 0;
       while (std::chrono::duration<double>(Clock::now() - start).count() < kShortest) {
         mine += f(rank);
       }
-    });
+    };
+    const bool ran = run_team(threads, run_for_a_while, /*probe=*/true);
     if (!ran) return 0;
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     double total = 0;

@@ -4,17 +4,19 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/CPUAllocator.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <memory>
 #include <mutex>
+#include <utility>
 
 #include "checks.h"
 #include "dispatch.h"
 #include "gate_panels.h"
+#include "memory_block.h"
+#include "plan_and_run.h"
 #include "precision.h"
-#include "running.h"
-#include "team.h"
 
 namespace py = pybind11;
 
@@ -25,27 +27,36 @@ namespace {
 class Memory {
  public:
   void* at_least(size_t bytes) {
-    if (bytes > size_) {
-      data_ = c10::GetCPUAllocator()->allocate(bytes + 64);
-      size_ = bytes;
-    }
-    const auto address = reinterpret_cast<uintptr_t>(data_.get());
-    return reinterpret_cast<void*>((address + 63) / 64 * 64);
+    if (!block_ || block_->size < bytes) block_ = std::make_unique<MemoryBlock>(bytes);
+    return block_->begin();
   }
 
  private:
-  c10::DataPtr data_;
-  size_t size_ = 0;
+  std::unique_ptr<MemoryBlock> block_;
 };
 
-template <class T>
-T* data(const at::Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
-}
+// What a weight was when it was packed: its memory, which is held so that no other can come to lie
+// there, and how often it had been changed in place.
+struct Mark {
+  explicit Mark(const at::Tensor& w) : memory(w.detach()), version(version_of(w)) {}
+
+  bool is_of(const at::Tensor& w) const {
+    return memory.const_data_ptr() == w.const_data_ptr() && version == version_of(w) &&
+           memory.sizes() == w.sizes() && memory.strides() == w.strides();
+  }
+
+  static uint32_t version_of(const at::Tensor& w) {
+    return w.is_inference() ? 0 : uint32_t(w._version());
+  }
+
+  at::Tensor memory;
+  uint32_t version;
+};
 
 struct StreamLayer {
   std::vector<at::Tensor> given;  // w_ih, w_hh, b_ih, b_hh, w_hr: those there are
-  LayerCall call;                 // of one step
+  LayerCall call;                 // of one step, as packed
+  std::vector<Mark> packed_from;  // of `given`; none while there are no panels
   Memory panels;
 };
 
@@ -54,47 +65,21 @@ class Stream {
   Stream(const std::vector<std::vector<at::Tensor>>& weights, int64_t batch)
       : given_type_(weights.at(0).at(0).scalar_type()),
         type_(has_kernels(given_type_) ? given_type_ : at::kFloat) {
-    const auto options = weights[0][0].options();
-    for (const auto& given : weights) {
-      const at::Tensor x = at::empty({1, batch, given[0].size(1)}, options.requires_grad(false));
-      layers_.push_back({given,
-                         read_call(x, std::nullopt, std::nullopt, std::nullopt, given,
-                                   c10::List<bool>({false}), false),
-                         Memory()});
-      LstmProblem& p = layers_.back().call.problem;
-      p.dtype = type_ == at::kDouble     ? DType::float64
-                : type_ == at::kBFloat16 ? DType::bfloat16
-                                         : DType::float32;
-      p.prepacked = true;
-    }
-    const LstmProblem& p = layers_[0].call.problem;
-    const auto state = options.dtype(type_).requires_grad(false);
+    for (const auto& given : weights) layers_.push_back({given, {}, {}, {}});
+    const LstmProblem p = read(0, batch, weights[0][0].size(-1)).problem;
+    const c10::InferenceMode normal(false);  // the state may be changed in any mode
+    const auto state = at::TensorOptions().dtype(type_);
     const auto count = int64_t(layers_.size());
     h_ = at::zeros({count, batch, p.output_size()}, state);
     c_ = at::zeros({count, batch, p.hidden_size}, state);
+    input_size_ = p.input_size;
     pack();
   }
 
   // Whether the panels are not of what they were packed from, or for other kernels.
   bool outdated() const {
-    if (isa_ != current_isa() || products_ != products_now()) return true;
-    size_t i = 0;
-    for (const StreamLayer& layer : layers_) {
-      for (const at::Tensor& w : layer.given) {
-        if (packed_from_[i++] != mark_of(w)) return true;
-      }
-    }
-    return false;
-  }
-
-  void pack() {
-    isa_ = current_isa();
-    products_ = products_now();
-    packed_from_.clear();
-    for (StreamLayer& layer : layers_) {
-      for (const at::Tensor& w : layer.given) packed_from_.push_back(mark_of(w));
-      with_type(type_, [&](auto tag) { pack_layer<decltype(tag)>(layer); });
-    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return is_outdated();
   }
 
   // y [T, B, P] of x [T, B, I], the state carried on.
@@ -105,7 +90,12 @@ class Stream {
                 "a stream takes part in no transform and carries no tangent: call the layer "
                 "itself, or detach the input");
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (outdated()) pack();
+    if (is_outdated()) pack();
+    TORCH_CHECK((given.dim() == 2 || given.dim() == 3) && given.size(-1) == input_size_ &&
+                    given.size(-2) == h_.size(1),
+                "fused_lstm: expected x of shape [", h_.size(1), ", ", input_size_, "], or [T, ",
+                h_.size(1), ", ", input_size_, "], got ", given.sizes());
+    TORCH_CHECK(given.is_cpu(), "fused_lstm: expected x on cpu, got ", given.device());
     const bool one = given.dim() == 2;
     at::Tensor x = given.scalar_type() == type_ ? given : given.to(type_);
     if (one) x = x.unsqueeze(0);
@@ -134,10 +124,48 @@ class Stream {
   at::Tensor c() const { return c_; }
 
  private:
-  // Where a weight lies, and how often it was changed in place.
-  using Mark = std::pair<const void*, uint32_t>;
-  static Mark mark_of(const at::Tensor& w) {
-    return {w.const_data_ptr(), w.is_inference() ? 0 : uint32_t(w._version())};
+  bool is_outdated() const {
+    if (isa_ != current_isa() || products_ != products_now()) return true;
+    for (const StreamLayer& layer : layers_) {
+      if (layer.packed_from.empty()) return true;
+      for (size_t i = 0; i < layer.given.size(); ++i) {
+        if (!layer.packed_from[i].is_of(layer.given[i])) return true;
+      }
+    }
+    return false;
+  }
+
+  // Packs all layers whose weights, as they are now, fit the input, each other and the state.
+  void pack() {
+    for (StreamLayer& layer : layers_) layer.packed_from.clear();
+    isa_ = current_isa();
+    products_ = products_now();
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      StreamLayer& layer = layers_[i];
+      layer.call = read(i, h_.size(1), i == 0 ? input_size_ : h_.size(2));
+      const LstmProblem& p = layer.call.problem;
+      TORCH_CHECK(p.hidden_size == c_.size(2) && p.output_size() == h_.size(2),
+                  "fused_lstm: expected weights of a layer of hidden_size ", c_.size(2),
+                  " that gives ", h_.size(2), " features, got ", p.hidden_size, " and ",
+                  p.output_size(), " in layer ", i);
+    }
+    for (StreamLayer& layer : layers_) {
+      std::vector<Mark> marks(layer.given.begin(), layer.given.end());
+      with_type(type_, [&](auto tag) { pack_layer<decltype(tag)>(layer); });
+      layer.packed_from = std::move(marks);
+    }
+  }
+
+  // What one step of a layer computes; refuses weights that do not fit its input.
+  LayerCall read(size_t i, int64_t batch, int64_t input_size) const {
+    const at::Tensor x = at::empty({1, batch, input_size}, given_type_);
+    LayerCall call = read_call(x, std::nullopt, std::nullopt, std::nullopt, layers_[i].given,
+                               c10::List<bool>({false}), false);
+    call.problem.dtype = type_ == at::kDouble     ? DType::float64
+                         : type_ == at::kBFloat16 ? DType::bfloat16
+                                                  : DType::float32;
+    call.problem.prepacked = true;
+    return call;
   }
 
   // What was converted to float32 is multiplied as it is.
@@ -205,27 +233,30 @@ class Stream {
     args.problem = layer.call.problem;
     args.steps = &layer.call.steps;
     args.x = {data<T>(x), x.stride(0), x.stride(1), x.size(1)};
-    args.h0 = args.h_n = data<T>(h);
-    args.c0 = args.c_n = data<T>(c);
+    args.h0 = args.h_n = mutable_data<T>(h);
+    args.c0 = args.c_n = mutable_data<T>(c);
     args.weights[0] = {};
     args.panels = panels_of<T>(layer);
-    args.y = data<T>(y);
-    for (int threads = available_threads();; threads = 1) {
-      const CpuPlan plan = plan_forward(args.problem, layer.call.steps,
-                                        machine(*args.kernels, threads), requested_plan());
-      void* space = workspace_.at_least(forward_workspace(args, plan));
-      if (forward(args, plan, space)) return;
-    }
+    args.y = mutable_data<T>(y);
+    last_plans().forward = plan_and_run<T>(
+        *args.kernels,
+        [&](const CpuMachine& m, const PlanRequest& request) {
+          return plan_forward(args.problem, layer.call.steps, m, request);
+        },
+        [&](const CpuPlan& plan) {
+          return forward(args, plan, workspace_.at_least(forward_workspace(args, plan)));
+        });
+    last_plans().ran_forward = true;
   }
 
   const at::ScalarType given_type_, type_;
   std::vector<StreamLayer> layers_;
-  std::vector<Mark> packed_from_;
+  int64_t input_size_ = 0;
   Isa isa_ = Isa::baseline;
   Products products_ = Products::exact;
   at::Tensor h_, c_, between_[2];
   Memory workspace_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
 };
 
 }  // namespace
@@ -235,8 +266,8 @@ void bind_stream(py::module_& m) {
       .def(py::init<const std::vector<std::vector<at::Tensor>>&, int64_t>(), py::arg("weights"),
            py::arg("batch"))
       .def("run", &Stream::run, py::call_guard<py::gil_scoped_release>(), py::arg("x"))
-      .def("pack", &Stream::pack)
-      .def_property_readonly("outdated", &Stream::outdated)
+      .def_property_readonly(
+          "outdated", py::cpp_function(&Stream::outdated, py::call_guard<py::gil_scoped_release>()))
       .def_property_readonly("h", &Stream::h)
       .def_property_readonly("c", &Stream::c);
 }

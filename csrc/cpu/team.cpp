@@ -159,14 +159,14 @@ int available_threads() {
   return at::get_num_threads();
 }
 
-bool run_team(int size, const std::function<void(int rank)>& body) {
+bool run_team(int size, const std::function<void(int rank)>& body, bool probe) {
   if (size == 1) {
     const FlushDenormals flush;
     body(0);
     return true;
   }
 #if defined(__ELF__)
-  if (!has_thread_pool()) return false;
+  if (!has_thread_pool() || lost_threads.load(std::memory_order_relaxed)) return false;
   Team team{size, body, Barrier(size)};
   const Clock::time_point begin = Clock::now();
   GOMP_parallel(run_member, &team, unsigned(size), 0);
@@ -175,7 +175,7 @@ bool run_team(int size, const std::function<void(int rank)>& body) {
   const Clock::duration outside = taken - team.in_first;
   const Clock::duration waited = Clock::duration(team.longest_wait.load()) +
                                  (outside > kSpinTime ? outside : Clock::duration{});
-  if (team.complete) record_team(in_seconds(taken), in_seconds(waited));
+  if (team.complete && !probe) record_team(size, in_seconds(taken), in_seconds(waited));
   return team.complete;
 #else
   return false;

@@ -18,8 +18,9 @@ int available_threads();
 
 // Runs body(rank) for ranks 0..size-1 at the same time, with denormal numbers flushed to zero.
 // Returns false, having run nothing, where that many threads are not to be had: the caller then
-// runs with a team of 1. All members have finished when it returns.
-bool run_team(int size, const std::function<void(int rank)>& body);
+// runs with a team of 1. All members have finished when it returns. How long they waited for each
+// other counts for the size of later teams (contention.h), unless this is a probe.
+bool run_team(int size, const std::function<void(int rank)>& body, bool probe = false);
 
 // A barrier for `size` threads. Waits by spinning for a bounded time, then sleeps, so that a thread
 // that lost its core to another process gets one back.
