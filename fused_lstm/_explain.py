@@ -58,8 +58,11 @@ def explain(
     form = "packed" if batch_sizes else ""
     if lengths is not None or reset is not None:
         form = f"{batch} rows of {steps} steps in segments"
-        batch_first = getattr(module, "batch_first", False)
-        mask = reset.t() if batch_first and reset is not None else reset
+        mask = reset
+        if reset is not None and reset.dim() == 1:  # unbatched
+            mask = reset.unsqueeze(1)
+        elif reset is not None and getattr(module, "batch_first", False):
+            mask = reset.t()
         batch_sizes = _segment_sizes(steps, batch, lengths, mask)
         steps, batch = len(batch_sizes), batch_sizes[0] if batch_sizes else 0
     where = str(data.device)

@@ -132,3 +132,14 @@ def test_cells_and_gates(extension, monkeypatch):
     assert "recompute: of no effect: no kernel on this device" in first
     assert "plain PyTorch" not in first
     assert second == "plain PyTorch, step by step: no kernel on this device"
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_resets_of_an_unbatched_sequence(extension, batch_first):
+    module, reset = fused_lstm.LSTM(4, 8, batch_first=batch_first), torch.zeros(5, dtype=torch.bool)
+    x = torch.randn(5, 4)
+    assert "5 steps, batch 1 (1 rows of 5 steps in segments)" in fused_lstm.explain(
+        module, x, reset=reset
+    )
+    reset[[0, 3]] = True
+    assert "3 steps, batch 2 (1 rows of 5 steps" in fused_lstm.explain(module, x, reset=reset)
