@@ -65,19 +65,22 @@ def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     try:
         return _reasons[key]
     except KeyError:
-        _reasons[key] = _find_reason(torch.device(device).type, dtype)
-        return _reasons[key]
+        device = torch.device(device)
+        reason = _find_reason(device, dtype)
+        if device.type != "cuda" or device.index is not None:  # "cuda" is now this one, now that
+            _reasons[key] = reason
+        return reason
 
 
-def _find_reason(device_type: str, dtype: torch.dtype) -> str | None:
+def _find_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     if _disabled:
         return "disabled by FUSED_LSTM_DISABLE"
     if extension is None:
         return _load_error
-    if device_type == "cuda":
-        return _why_no_cuda(_build_info) or _why_no_dtype(dtype)
-    if device_type not in ("cpu", "meta"):  # on meta the fake kernels tell the shapes
-        return f"there is no fused kernel for device type '{device_type}'"
+    if device.type == "cuda":
+        return _why_no_cuda(_build_info, device) or _why_no_dtype(dtype)
+    if device.type not in ("cpu", "meta"):  # on meta the fake kernels tell the shapes
+        return f"there is no fused kernel for device type '{device.type}'"
     return _why_no_dtype(dtype)
 
 
@@ -85,11 +88,11 @@ def _why_no_dtype(dtype: torch.dtype) -> str | None:
     return None if dtype in _DTYPES else f"there is no fused kernel for {dtype}"
 
 
-def _why_no_cuda(info: dict[str, str]) -> str | None:
-    """Why an extension built so does not run on the current CUDA device; None where it does."""
+def _why_no_cuda(info: dict[str, str], device: torch.device) -> str | None:
+    """Why an extension built so does not run on a CUDA device; None where it does."""
     if not info["cuda"]:
         return "the extension was built without CUDA (`python -m fused_lstm` says why)"
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     archs = re.findall(r"[\w.+]+", info["cuda_archs"])
     if any(_runs_on(arch, (major, minor)) for arch in archs):
         return None
@@ -119,8 +122,8 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
 # Known from the start where asking costs nothing: a program that torch.compile has traced is
 # compiled again when a dictionary that it looked into has grown.
 _reasons.update(
-    ((torch.device(kind), dtype), _find_reason(kind, dtype))
-    for kind in ("cpu", "meta")
+    ((device, dtype), _find_reason(device, dtype))
+    for device in (torch.device("cpu"), torch.device("meta"))
     for dtype in _DTYPES
 )
 

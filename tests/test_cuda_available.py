@@ -38,10 +38,32 @@ def test_machine_code_and_devices(arch, capability, runs):
     ],
 )
 def test_a_device_without_kernels_has_its_reason(monkeypatch, capability, expected):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    reason = _ops._why_no_cuda({"cuda": "13.0", "cuda_archs": "8.0;8.6 9.0a"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda", 0)
+    reason = _ops._why_no_cuda({"cuda": "13.0", "cuda_archs": "8.0;8.6 9.0a"}, device)
     assert reason is None if expected is None else expected in reason
 
 
 def test_an_extension_without_cuda_has_its_reason():
-    assert "without CUDA" in _ops._why_no_cuda({"cuda": "", "cuda_archs": ""})
+    info = {"cuda": "", "cuda_archs": ""}
+    assert "without CUDA" in _ops._why_no_cuda(info, torch.device("cuda", 0))
+
+
+def test_each_device_is_asked_for_itself(extension, monkeypatch):
+    """Also "cuda" alone, which is now this device and now that one."""
+    current = [0]
+
+    def capability(device=None):
+        index = None if device is None else torch.device(device).index
+        return [(9, 0), (7, 5)][current[0] if index is None else index]
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(_ops, "_build_info", {"cuda": "13.0", "cuda_archs": "8.0 9.0"})
+    monkeypatch.setattr(_ops, "_reasons", {})
+    for _ in range(2):  # what was found is kept
+        assert _ops.unavailable(torch.device("cuda", 0), torch.float32) is None
+        assert "this device is 7.5" in _ops.unavailable(torch.device("cuda", 1), torch.float32)
+    assert _ops.unavailable("cuda", torch.float32) is None
+    current[0] = 1
+    assert "this device is 7.5" in _ops.unavailable("cuda", torch.float32)
+    assert "this device is 7.5" in _ops.unavailable(torch.device("cuda"), torch.float32)
