@@ -104,6 +104,19 @@ def mapped(dtype, device):
     torch.func.vmap(lambda x: lstm(x)[0])(inputs(dtype, device, 3, 5, 2, 3))
 
 
+@feature("`vmap` over weights: ensembles")
+def ensemble(dtype, device):
+    members = [layer(dtype, device) for _ in range(3)]
+    weights, _ = torch.func.stack_module_state(members)
+    x = inputs(dtype, device)
+
+    def member(weights):
+        return torch.func.functional_call(members[0], weights, (x,))[0]
+
+    size(torch.func.vmap(member)(weights)).backward()
+    assert all(weight.grad is not None for weight in weights.values())
+
+
 @feature("`vmap` of `grad`: per-sample gradients")
 def per_sample(dtype, device):
     lstm = layer(dtype, device)
