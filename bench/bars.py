@@ -76,11 +76,7 @@ def extra_providers(workload: Workload, mode: str) -> list[str]:
     if workload.batch == 1 and workload.steps >= 50 and workload.group == DENSE:
         names.append("one-thread")
     if workload.packed:
-        names += ["lengths", "packing"]
-    if workload.calls > 1:
-        names.append("stream")
-    if workload.name == "rl_resets, 8" and mode == TRAINING:
-        names += ["resets", "reset-loop"]
+        names.append("packing")
     if workload.name == "medium" and mode == TRAINING:
         names += ["cells", "recompute"]
     if workload.name == "square":

@@ -119,6 +119,7 @@ def chosen_providers(workload: Workload, mode: str, options: argparse.Namespace)
         names = set(PROVIDERS)
     elif not names:
         names = {name for name, provider in PROVIDERS.items() if provider.by_default}
+        names |= set(workload.also)
         if options.bars:
             names |= set(extra_providers(workload, mode))
     if workload.busy_core or options.device == "cuda":

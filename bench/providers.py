@@ -223,7 +223,13 @@ ALL = [
     Provider(BASELINE, "nn.LSTM", prepare_plain, by_default=True),
     Provider(FUSED, "fused_lstm", prepare_fused, by_default=True),
     Provider("padded", "nn.LSTM, padded", prepare_padded, why_not_padded, by_default=True),
-    Provider("lengths", "fused, lengths", padded_provider(LengthsChain), why_not_padded),
+    Provider(
+        "lengths",
+        "fused, lengths",
+        padded_provider(LengthsChain),
+        why_not_padded,
+        by_default=True,
+    ),
     Provider("packing", "fused, pack and pad", padded_provider(PackingChain), why_not_padded),
     Provider(
         "resets",
@@ -234,7 +240,7 @@ ALL = [
     ),
     Provider(
         "reset-loop",
-        "nn.LSTM, a step a call",
+        "nn.LSTM step by step",
         resets_provider(ResetsLoopChain),
         why_not_resets,
         reference=ResetsLoopChain,
@@ -248,7 +254,7 @@ ALL = [
         lstm_provider(recomputing_lstm, fused_lstm.LSTMCell),
         why_not_recompute,
     ),
-    Provider("stream", "fused, stream()", prepare_stream, why_not_stream),
+    Provider("stream", "fused, stream()", prepare_stream, why_not_stream, by_default=True),
     Provider("float32", "nn.LSTM, float32", prepare_float32, why_not_float32, by_default=True),
     Provider("linear", "four nn.Linear", prepare_linear, why_not_linear),
     Provider("script", "the same, jit.script", prepare_script, why_not_linear),

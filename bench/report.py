@@ -14,7 +14,7 @@ from rich.table import Table
 from . import units
 from .providers import BASELINE, FUSED, PROVIDERS
 from .results import Disturbance, Result, Run, spread
-from .summary import FASTEST_FORM, headline, means_by_group
+from .summary import FASTEST_FORM, Means, features, headline, means_by_group
 from .workloads import GRID, INFERENCE, TRAINING
 
 NARROWEST, IN_A_FILE = 80, 100  # columns
@@ -163,14 +163,14 @@ def grid_table(results: list[Result], mode: str) -> Table:
     return table
 
 
-def means_table(results: list[Result]) -> Table:
-    table = make_table("Times faster than nn.LSTM: slowest row and geometric mean")
-    table.add_column("\ngroup")
+def means_table(title: str, means: Iterable[Means]) -> Table:
+    table = make_table(f"{title}: slowest row and geometric mean")
+    table.add_column("")
     table.add_column("\nrows", justify="right")
     for mode in (INFERENCE, TRAINING):
         for heading in (f"{mode}\nslowest", "\nmean"):
             table.add_column(heading, justify="right")
-    for each in means_by_group(results):
+    for each in means:
         cells = [str(each.rows)]
         for mode in (INFERENCE, TRAINING):
             found = each.modes.get(mode)
@@ -221,7 +221,7 @@ indented lines that provider's time over fused_lstm's.
 reached: share of the limit of this machine, which is the matrix products at its multiply-add \
 peak, or the weights once per step from the caches, whichever takes longer. Where nn.LSTM \
 reaches a share s, nothing in the same arithmetic can be more than 1/s times faster.
-The first sentence, and the last line below, compare with {FASTEST_FORM}."""
+The first sentence, and the line of all rows below, compare with {FASTEST_FORM}."""
 
 
 def machine_line(facts: dict) -> str:
@@ -257,7 +257,9 @@ def show(console: Console, run: Run) -> None:
     for line in notes(run.results):
         console.print(escape(line))
     if any(result.faster() for result in run.results):
-        show_table(console, means_table(run.results))
+        show_table(console, means_table("Times faster than nn.LSTM", means_by_group(run.results)))
+    if lacking := list(features(run.results)):
+        show_table(console, means_table("What nn.LSTM lacks, times faster", lacking))
     if run.disturbances:
         show_table(console, disturbance_table(run.disturbances))
     console.print()

@@ -80,21 +80,20 @@ class Result:
         measurement = self.measurements.get(provider)
         return measurement.time if measurement else None
 
-    def faster(self, than: str = BASELINE) -> Spread | None:
-        """How many times faster fused_lstm is: of the ratios of each round."""
-        theirs, ours = self.measurements.get(than), self.measurements.get(FUSED)
+    def faster(self, than: str = BASELINE, who: str = FUSED) -> Spread | None:
+        """How many times faster a provider is: of the ratios of each round."""
+        theirs, ours = self.measurements.get(than), self.measurements.get(who)
         if not (theirs and ours and theirs.seconds and ours.seconds):
             return None
         rounds = zip(theirs.seconds, ours.seconds, strict=True)
         return spread([a / b for a, b in rounds])
 
-    @property
-    def gain(self) -> Spread | None:
+    def gain(self, who: str = FUSED) -> Spread | None:
         """Times faster than nn.LSTM in the form that a user would run here: the fastest that gives
         the same result.
         """
         forms = [n for n in INSTEAD if n in self.measurements and self.measurements[n].error]
-        found = [self.faster(name) for name in (BASELINE, *forms)]
+        found = [self.faster(name, who) for name in (BASELINE, *forms)]
         return min((f for f in found if f), key=lambda f: f.median, default=None)
 
     def gflops(self, provider: str = FUSED) -> float | None:
@@ -180,7 +179,7 @@ def known(cls: type, values: dict) -> dict:
 
 
 def workload_from(values: dict) -> Workload:
-    tuples = {name: tuple(values[name]) for name in ("hidden", "modes")}
+    tuples = {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
     dtype = getattr(torch, values["dtype"])
     return Workload(**known(Workload, {**values, **tuples, "dtype": dtype}))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import units
-from .providers import BASELINE, FUSED
+from .providers import BASELINE, FUSED, RECOMPUTE
 from .results import Result, Run, Spread, geometric_mean
 from .workloads import DENSE, FORWARD, GRID, INFERENCE, MEMBERS, TRAINING
 
@@ -69,7 +69,33 @@ def gains(results: list[Result]) -> Means | None:
     """
     apart = (GRID, MEMBERS)
     rows = [result for result in results if result.workload.group not in apart] or results
-    return over_same_rows("all, over its fastest form", rows, lambda result: result.gain)
+    return over_same_rows("all, over its fastest form", rows, Result.gain)
+
+
+def less_memory(result: Result) -> Spread | None:
+    """How many times less memory training holds with recompute than without."""
+    sizes = [
+        result.measurements[name].peak_memory if name in result.measurements else None
+        for name in (FUSED, "recompute")
+    ]
+    return Spread(*[sizes[0] / sizes[1]] * 3) if all(sizes) else None
+
+
+# What nn.LSTM lacks, over what one does without it.
+FEATURES: dict[str, Callable[[Result], Spread | None]] = {
+    "lengths, over packed or padded input to nn.LSTM": lambda r: r.gain("lengths"),
+    "stream, over a call of nn.LSTM for each step": lambda r: r.faster(BASELINE, "stream"),
+    "resets, over a call of nn.LSTM for each step": lambda r: r.faster("reset-loop", "resets"),
+    f"recompute={RECOMPUTE}, over fused_lstm without": lambda r: r.faster(FUSED, "recompute"),
+    f"recompute={RECOMPUTE}: times less memory": less_memory,
+}
+
+
+def features(results: list[Result]) -> Iterator[Means]:
+    """One for each that was measured."""
+    for name, measure in FEATURES.items():
+        if found := over_same_rows(name, results, measure):
+            yield found
 
 
 def mean_share(results: list[Result], mode: str, provider: str) -> float | None:

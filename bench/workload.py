@@ -57,6 +57,7 @@ class Workload:
     busy_core: bool = False  # with another process on one core, and without
     threads: int | None = None  # None: as many as the benchmark was told to use
     modes: tuple[str, ...] = MODES
+    also: tuple[str, ...] = ()  # providers that run it besides those that run every row they can
     note: str = ""  # what differs from the model it is named after
     source: str = ""  # where the sizes come from
 

@@ -72,7 +72,7 @@ def shape_rows() -> list[Workload]:
 
 
 def application_rows() -> list[Workload]:
-    """LSTMs as published models use them; what this package does not have yet is left out."""
+    """LSTMs as published models use them; a note says where something is left out."""
     deep = {"layers": 2, "bidirectional": True}
     demucs = Workload("demucs", DENSE, 16, 200, 512, (512,), source="demucs, BLSTM", **deep)
     pyannet = Workload("pyannet", DENSE, 32, 293, 60, (128,), batch_first=True, **deep)
@@ -81,10 +81,12 @@ def application_rows() -> list[Workload]:
     rnnt = replace(rnnt, note="without layer norm", source="torchaudio, RNN-T predictor")
     awd_lstm = Workload("awd_lstm", DENSE, 15, 70, 300, (1150, 1150, 650))
     awd_lstm = replace(awd_lstm, note="without weight drop", source="AWD-LSTM language model")
-    resets = Workload("rl_resets", DENSE, 128, 128, 256, (256,), note="without resets")
+    resets = Workload("rl_resets", DENSE, 128, 128, 256, (256,), also=("resets", "reset-loop"))
+    resets = replace(resets, note="without resets, but in the lines that name them")
     hydrology = Workload("hydrology", DENSE, 256, 365, 15, (256,), source="neuralhydrology")
     training_last = {"group": LAST_STEP, "last_step": True, "modes": (TRAINING,)}
-    long = Workload("long", DENSE, 2, 8192, 4, (24,), layers=3, note="8192 steps of 65536")
+    long = Workload("long", DENSE, 2, 8192, 4, (24,), layers=3, also=("recompute",))
+    long = replace(long, note="8192 steps of 65536")
     return [
         replace(resets, source="pytorch/rl"),
         replace(resets, name="rl_resets, 8", batch=8, source="recurrent PPO"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,7 @@ if str(ROOT) not in sys.path:
 
 from bench import results, summary, units  # noqa: E402
 from bench.results import Run  # noqa: E402
+from bench.summary import Means  # noqa: E402
 from bench.workloads import INFERENCE, TRAINING  # noqa: E402
 
 FOLDER = "bench/results"
@@ -59,15 +61,10 @@ def numbers_of(stem: str, run: Run, root: Path = ROOT) -> str:
             f"than {summary.FASTEST_FORM}:"
         ),
         "",
-        "| rows | number | inference: slowest | mean | training: slowest | mean |",
-        "|---|---|---|---|---|---|",
+        *table_of("rows", summary.means_by_group(run.results)),
     ]
-    for group in summary.means_by_group(run.results):
-        cells = [group.group, str(group.rows)]
-        for mode in (INFERENCE, TRAINING):
-            found = group.modes.get(mode)
-            cells += [units.times(found.slowest), units.times(found.mean)] if found else ["", ""]
-        lines.append(f"| {' | '.join(cells)} |")
+    if lacking := list(summary.features(run.results)):
+        lines += ["", *table_of("what nn.LSTM lacks, times faster", lacking)]
     lines += ["", wrapped(accuracy_of(run)), ""]
     lines.append(
         wrapped(
@@ -83,6 +80,21 @@ def numbers_of(stem: str, run: Run, root: Path = ROOT) -> str:
         if shown := picture(stem, name, alt, root):
             return "\n".join([*lines, "", shown])
     return "\n".join(lines)
+
+
+def table_of(heading: str, means: Iterable[Means]) -> list[str]:
+    """Of Markdown, a line each."""
+    lines = [
+        f"| {heading} | number | inference: slowest | mean | training: slowest | mean |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in means:
+        cells = [each.group, str(each.rows)]
+        for mode in (INFERENCE, TRAINING):
+            found = each.modes.get(mode)
+            cells += [units.times(found.slowest), units.times(found.mean)] if found else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def accuracy_of(run: Run) -> str:

@@ -77,10 +77,21 @@ def test_rows_in_another_dtype():
 
 def test_other_forms_of_nn_lstm_by_default():
     packed = providers_of("--workload", "small, packed")
-    assert packed[INFERENCE] == ["nn.LSTM", "fused_lstm", "padded"]
+    assert packed[INFERENCE] == ["nn.LSTM", "fused_lstm", "padded", "lengths"]
     half = providers_of("--workload", "small, float16")
     assert half[TRAINING] == ["nn.LSTM", "fused_lstm", "float32"]
     assert providers_of("--workload", "small")[INFERENCE] == ["nn.LSTM", "fused_lstm"]
+
+
+def test_what_nn_lstm_lacks_is_measured_by_default():
+    plain = ["nn.LSTM", "fused_lstm"]
+    resets = [*plain, "resets", "reset-loop"]
+    assert providers_of("--workload", "rl_resets") == {INFERENCE: resets, TRAINING: resets}
+    assert providers_of("--workload", "rl_resets, 8") == {INFERENCE: resets, TRAINING: resets}
+    assert providers_of("--workload", "step") == {INFERENCE: [*plain, "stream"]}
+    long = {INFERENCE: plain, TRAINING: [*plain, "recompute"]}
+    assert providers_of("--workload", "long") == long
+    assert providers_of("--workload", "rl_resets", "--provider", "linear")[TRAINING] == ["linear"]
 
 
 def test_providers_by_name():

@@ -13,6 +13,7 @@ import bench_fakes as fakes
 from rich.console import Console
 
 from bench import bars, compare, details, report, results, summary, units
+from bench.providers import PROVIDERS
 from bench.results import Measurement, Run
 from bench.workloads import INFERENCE, TRAINING
 
@@ -130,11 +131,37 @@ def test_it_begins_with_what_a_user_gains():
 def test_the_gain_is_over_the_fastest_form_of_nn_lstm():
     padded = {"padded": Measurement(fakes.around(1.5 * 12.3456e-3), error=1e-7)}
     row = fakes.result(3.0, "packed", INFERENCE, padded)
-    assert row.gain.median == pytest.approx(1.5)
+    assert row.gain().median == pytest.approx(1.5)
     assert row.faster().median == pytest.approx(3.0)
     assert "1.50 times faster" in summary.headline(Run(fakes.ENVIRONMENT, [row]))
     not_the_same = replace(padded["padded"], error=None)  # nothing could be compared
-    assert fakes.result(3.0, "packed", INFERENCE, {"padded": not_the_same}).gain.median == 3.0
+    assert fakes.result(3.0, "packed", INFERENCE, {"padded": not_the_same}).gain().median == 3.0
+
+
+def test_what_nn_lstm_lacks_is_over_what_one_does_without_it():
+    own = 12.3456e-3  # of fused_lstm; nn.LSTM takes 6 times as long
+
+    def other(name, times, memory=None):
+        return {name: Measurement(fakes.around(times * own), memory, error=1e-7)}
+
+    rows = [
+        fakes.result(6.0, "packed", TRAINING, other("lengths", 2.0) | other("padded", 4.0)),
+        fakes.result(6.0, "step", INFERENCE, other("stream", 0.5)),
+        fakes.result(6.0, "single", TRAINING, other("resets", 1.5) | other("reset-loop", 12.0)),
+        fakes.result(6.0, "square", TRAINING, other("recompute", 1.25, 98765432 // 2)),
+    ]
+    found = {each.group: each.modes for each in summary.features(rows)}
+    assert [round(mean.mean, 2) for modes in found.values() for mean in modes.values()] == [
+        2.0,  # padded input is nn.LSTM's fastest form
+        12.0,
+        8.0,
+        0.8,
+        2.0,
+    ]
+    text = report_of(Run(fakes.ENVIRONMENT, rows))
+    for name in found:
+        assert name in text
+    assert list(summary.features([fakes.result(2.0)])) == []
 
 
 def test_the_sentence_knows_when_nothing_was_compared():
@@ -166,6 +193,10 @@ def test_other_providers_have_a_line_below_their_row():
     assert lines[below].startswith("  nn.LSTM, padded")
     assert "21.0 ms" in lines[below]
     assert "1.70" in lines[below]
+
+
+def test_names_of_providers_take_one_line():
+    assert all(len(f"  {p.label}") <= report.NAME_WIDTH for p in PROVIDERS.values())
 
 
 def test_a_wrong_result_shows_no_speed_and_says_why():
