@@ -26,6 +26,8 @@ def check_shapes(
     weights: Sequence[Tensor],
     groups: int,
     batch: int | torch.SymInt | None,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
 ) -> None:
     """What csrc/checks.cpp refuses, for where it does not run.
 
@@ -36,6 +38,8 @@ def check_shapes(
         weights: ``w_ih [4H, I]``, ``w_hh [4H, P]`` and so on of the first layer.
         groups: layers times directions, or directions.
         batch: B; None where x is packed and tracing cannot see it.
+        reset_h: ``[groups, B, P]`` or None.
+        reset_c: ``[groups, B, H]`` or None.
 
     Raises:
         RuntimeError: if something does not fit.
@@ -43,14 +47,15 @@ def check_shapes(
     w_ih, w_hh = weights[:2]
     given = [("w_ih", w_ih, (w_hh.shape[0], x.shape[-1]))]
     if batch is not None:
-        given.append(("h0", h0, (groups, batch, w_hh.shape[1])))
-        given.append(("c0", c0, (groups, batch, w_hh.shape[0] // 4)))
+        h_shape, c_shape = (groups, batch, w_hh.shape[1]), (groups, batch, w_hh.shape[0] // 4)
+        given += [("h0", h0, h_shape), ("c0", c0, c_shape)]
+        given += [("reset_h", reset_h, h_shape), ("reset_c", reset_c, c_shape)]
     for name, t, shape in given:
         if t is not None and tuple(t.shape) != shape:
             raise RuntimeError(
                 f"fused_lstm: expected {name} of shape {list(shape)}, got {list(t.shape)}"
             )
-    for t in (h0, c0, *weights):
+    for t in (h0, c0, reset_h, reset_c, *weights):
         if t is not None and (t.dtype != x.dtype or t.device != x.device):
             raise RuntimeError(
                 f"fused_lstm: expected {x.dtype} on {x.device} as x, got {t.dtype} on {t.device}"
@@ -93,6 +98,9 @@ class _Passed(Exception):
 class _Checks(nn.LSTM):
     """``nn.LSTM`` up to where it would compute."""
 
+    def reset_parameters(self) -> None:
+        """Draw no random numbers, which ``vmap`` may refuse."""
+
     def check_forward_args(self, *args: Any) -> None:
         super().check_forward_args(*args)
         raise _Passed
@@ -117,6 +125,13 @@ def _layer_of(
     return layer
 
 
+class _Cell(nn.LSTMCell):
+    """``nn.LSTMCell`` for its checks."""
+
+    def reset_parameters(self) -> None:
+        """Draw no random numbers, which ``vmap`` may refuse."""
+
+
 def refusal_of_cell(
     error: Exception, input: Tensor, hx: State | None, weights: Sequence[Tensor]
 ) -> Exception:
@@ -130,14 +145,18 @@ def refusal_of_cell(
             )
     if found := _difference(input, "parameter", weights) or _difference(input, "hidden", states):
         return found
-    cell = nn.LSTMCell(input_size, gates // 4, bias=len(weights) > 2, device="meta")
-    state = dict(zip(cell._parameters, weights, strict=False))
+    cell = _Cell(input_size, gates // 4, bias=len(weights) > 2, device="meta")
     try:
         with torch.no_grad():
-            torch.func.functional_call(cell, state, (input, hx))
+            cell(_shape_of(input), None if hx is None else tuple(map(_shape_of, hx)))
     except Exception as theirs:
         return theirs
     return error
+
+
+def _shape_of(t: Tensor) -> Tensor:
+    """Without values, which a transform may have wrapped and autocast would cast."""
+    return torch.empty(t.shape, device="meta")
 
 
 def _fits_by_accident(input: Tensor, state: Tensor, hidden_size: int) -> bool:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_lstm._autocast import without_autocast
+from fused_lstm._checks import check_shapes
 
 _HALF_TYPES = (torch.bfloat16, torch.float16)
 
@@ -45,6 +46,9 @@ def lstm_layer(
     Returns:
         ``y`` (``[T, B, D*P]`` or ``[N, D*P]``), ``h_n [D, B, P]`` and ``c_n [D, B, H]``, in the
         dtype of ``x``.
+
+    Raises:
+        RuntimeError: if a shape, a dtype or a device does not fit.
     """
     nothing = (None, None, None, None)
     return _layer(x, batch_sizes, h0, c0, weights, reverse, *nothing, inside=False)[:3]
@@ -75,6 +79,9 @@ def lstm_sequence(
     Returns:
         ``y``, ``h_n`` and ``c_n``, then the activated gates ``[D, N, 4H]`` and ``c [D, N, H]`` of
         every row; all but the states are zero beyond a length.
+
+    Raises:
+        RuntimeError: if a shape, a dtype or a device does not fit.
     """
     return _layer(
         x, batch_sizes, h0, c0, weights, reverse, lengths, reset, reset_h, reset_c, inside=True
@@ -98,6 +105,8 @@ def _layer(
     directions = len(reverse)
     per_direction = len(weights) // directions
     rows_per_step = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
+    batch = x.shape[1] if batch_sizes is None else rows_per_step[0]
+    check_shapes(x, h0, c0, weights, directions, batch, reset_h, reset_c)
 
     found = []
     with without_autocast(x.device.type):
@@ -107,7 +116,7 @@ def _layer(
             part = _one_direction(
                 masks.live_input(x).flatten(0, 1) if batch_sizes is None else x,
                 rows_per_step,
-                x.shape[1] if batch_sizes is None else rows_per_step[0],
+                batch,
                 None if h0 is None else h0[d],
                 None if c0 is None else c0[d],
                 weights[d * per_direction : (d + 1) * per_direction],
