@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from .bars import extra_providers
 from .isa import CAPS
-from .providers import BASELINE, FUSED, PROVIDERS, Provider
+from .providers import BASELINE, FUSED, PROVIDERS, RIVALS, Provider
 from .workloads import (
     ALL_MODES,
     DENSE,
@@ -23,6 +24,7 @@ from .workloads import (
 )
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+OTHERS, EVERY = "others", "all"  # in place of names of providers
 DESCRIPTION = "Measures fused_lstm.LSTM against torch.nn.LSTM and others, by turns in one process."
 
 
@@ -44,9 +46,8 @@ def make_parser(package: str) -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, help="the float32 rows in this dtype, and those that have it")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N")
-    names = [*PROVIDERS, "all"]
-    who = f"{', '.join(names)}; without: the two, and other forms of nn.LSTM where it is slow"
-    add("--provider", nargs="+", default=[], choices=names, metavar="NAME", help=who)
+    names = [*PROVIDERS, OTHERS, EVERY]
+    add("--provider", nargs="+", default=[], choices=names, metavar="NAME", help=providers_help())
     add("--isa", choices=tuple(CAPS), help="cap both libraries to these instructions")
     add("--quick", action="store_true", help="a few small rows, in seconds")
     add("--grid", action="store_true", help="also every batch size with every hidden size")
@@ -59,18 +60,53 @@ def make_parser(package: str) -> argparse.ArgumentParser:
     return parser
 
 
+def providers_help() -> str:
+    return (
+        f"{', '.join(PROVIDERS)}; without: the two, other forms of nn.LSTM where it is slow, and "
+        f"what nn.LSTM lacks; {OTHERS}: these, and {', '.join(RIVALS)}; {EVERY}: all of them"
+    )
+
+
 def parse(package: str, arguments: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(package)
     options = parser.parse_args(arguments)
-    if options.threads < 1:
-        parser.error(f"--threads has to be at least 1, got {options.threads}")
-    if options.isa and options.device == "cuda":
-        parser.error("--isa caps processors, not GPUs")
-    if not chosen_workloads(options):
-        parser.error("no row is left; --list shows all of them")
-    if not cases(options):
-        parser.error("none of these providers runs any of these rows")
+    if reason := why_refused(options):
+        parser.error(reason)
     return options
+
+
+def why_refused(options: argparse.Namespace) -> str:
+    """What is asked for and cannot be: nothing of it is left out unsaid. "" where all of it can."""
+    if options.threads < 1:
+        return f"--threads has to be at least 1, got {options.threads}"
+    if options.budget is not None and not 0 <= options.budget < math.inf:
+        return f"--budget has to be a number of seconds, got {options.budget}"
+    if options.device == "cuda":
+        if options.isa:
+            return "--isa caps processors, not GPUs"
+        if options.quick or options.grid or options.bars:
+            return "--quick, --grid and --bars are of rows on the CPU"
+    if options.quick and options.grid:
+        return "--quick leaves the grid out"
+    rows = chosen_workloads(options)
+    for text in options.workload:
+        if not matching(rows, text):
+            return f"no row is left of '{text}'; --list shows all of them"
+    if not rows:
+        return "no row is left; --list shows all of them"
+    return next(filter(None, (why_none(name, rows, options) for name in options.provider)), "")
+
+
+def why_none(name: str, rows: list[Workload], options: argparse.Namespace) -> str:
+    """Why a provider that is named runs none of the rows; "" where it runs one."""
+    if name not in PROVIDERS:
+        return ""
+    reasons = [
+        why_not(PROVIDERS[name], row, mode, options.device)
+        for row in rows
+        for mode in modes_of(row, options)
+    ]
+    return f"{name} runs none of these rows: {reasons[0]}" if all(reasons) else ""
 
 
 def in_dtype(rows: list[Workload], name: str) -> list[Workload]:
@@ -105,36 +141,54 @@ def chosen_workloads(options: argparse.Namespace) -> list[Workload]:
     if options.workload:
         found = [row for text in options.workload for row in matching(rows, text)]
         rows = list(dict.fromkeys(found))
-    return [row for row in rows if set(row.modes) & set(options.mode) or can_forward(row, options)]
+    return [row for row in rows if modes_of(row, options)]
 
 
 def can_forward(row: Workload, options: argparse.Namespace) -> bool:
     return "forward" in options.mode and row.calls == 1 and not row.busy_core
 
 
+def modes_of(row: Workload, options: argparse.Namespace) -> list[str]:
+    modes = [mode for mode in options.mode if mode in row.modes]
+    if can_forward(row, options) and "forward" not in modes:
+        modes.append("forward")
+    return modes
+
+
+def why_not(provider: Provider, workload: Workload, mode: str, device: str) -> str:
+    """Why it cannot run a row; "" where it can."""
+    if provider.name not in (BASELINE, FUSED):
+        if device == "cuda":
+            return "a GPU times nn.LSTM and fused_lstm only"
+        if workload.busy_core:
+            return "a busy core is for nn.LSTM and fused_lstm only"
+    return provider.why_not(workload, mode)
+
+
 def chosen_providers(workload: Workload, mode: str, options: argparse.Namespace) -> list[Provider]:
     """In the table's order; of those that can run the row."""
     names = set(options.provider)
-    if "all" in names:
+    if EVERY in names:
         names = set(PROVIDERS)
-    elif not names:
-        names = {name for name, provider in PROVIDERS.items() if provider.by_default}
+    elif not names or OTHERS in names:
+        names |= {name for name, provider in PROVIDERS.items() if provider.by_default}
         names |= set(workload.also)
-        if options.bars:
-            names |= set(extra_providers(workload, mode))
-    if workload.busy_core or options.device == "cuda":
-        names &= {BASELINE, FUSED}
-    return [p for name, p in PROVIDERS.items() if name in names and not p.why_not(workload, mode)]
+    if OTHERS in names:
+        names |= set(RIVALS)
+    if options.bars and not options.provider:
+        names |= set(extra_providers(workload, mode))
+    return [
+        provider
+        for name, provider in PROVIDERS.items()
+        if name in names and not why_not(provider, workload, mode, options.device)
+    ]
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """Everything to measure, in order."""
     found = []
     for row in chosen_workloads(options):
-        modes = [mode for mode in options.mode if mode in row.modes]
-        if can_forward(row, options) and "forward" not in modes:
-            modes.append("forward")
-        for mode in modes:
+        for mode in modes_of(row, options):
             if providers := chosen_providers(row, mode, options):
                 found.append(Case(row, mode, providers))
     return found

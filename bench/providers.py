@@ -299,3 +299,4 @@ ALL = [
     Provider("fallback", "fused, fallback", prepare_fused, settings=fallback_only),
 ]
 PROVIDERS = {provider.name: provider for provider in ALL}
+RIVALS = ("linear", "script", "compile", "onnxruntime", "openvino")  # that are neither of the two

@@ -44,7 +44,9 @@ def warn_if_busy() -> None:
 
 def measure(chosen: list[Case], options: argparse.Namespace, run: Run) -> None:
     """Adds to `run` row by row; Ctrl-C ends it and loses only the row that was being measured."""
-    budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
+    budget = options.budget
+    if budget is None:
+        budget = QUICK_BUDGET if options.quick else BUDGET
     console = Console(stderr=True)  # stdout holds nothing but the tables
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(

@@ -98,7 +98,17 @@ def test_providers_by_name():
     found = providers_of("--workload", "small", "--provider", "linear", "fused_lstm")
     assert found[TRAINING] == ["fused_lstm", "linear"]
     everything = providers_of("--workload", "small", "--provider", "all")[TRAINING]
-    assert set(everything) >= {"nn.LSTM", "fused_lstm", "linear", "script", "compile"}
+    assert set(everything) >= {"nn.LSTM", "fused_lstm", "linear", "compile", "one-thread"}
+
+
+def test_others_are_the_rivals_beside_what_runs_anyhow(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # every engine is there
+    small = providers_of("--workload", "small", "--provider", "others")
+    rivals = ["linear", "script", "compile"]
+    assert small[TRAINING] == ["nn.LSTM", "fused_lstm", *rivals]
+    assert small[INFERENCE] == ["nn.LSTM", "fused_lstm", *rivals, "onnxruntime", "openvino"]
+    packed = providers_of("--workload", "small, packed", "--provider", "others", "one-thread")
+    assert packed[TRAINING] == ["nn.LSTM", "fused_lstm", "padded", "lengths", "one-thread"]
 
 
 def test_bars_bring_the_providers_that_they_compare():
@@ -119,10 +129,22 @@ def test_a_busy_core_is_for_the_two():
     [
         (["--threads", "0"], "--threads has to be at least 1, got 0"),
         (["--threads", "two"], "invalid int value: 'two'"),
-        (["--workload", "no such row"], "no row is left; --list shows all of them"),
-        (["--mode", "inference", "--workload", "hydrology"], "no row is left"),
+        (["--workload", "no such row"], "no row is left of 'no such row'; --list shows all"),
+        (["--workload", "single", "no such row"], "no row is left of 'no such row'"),
+        (["--mode", "inference", "--workload", "hydrology"], "no row is left of 'hydrology'"),
+        (["--mode", "forward", "--workload", "small", "step"], "no row is left of 'step'"),
+        (["--quick", "--dtype", "float64", "--workload", "f16"], "no row is left of 'f16'"),
         (["--provider", "cudnn"], "invalid choice: 'cudnn'"),
-        (["--provider", "padded", "--workload", "small"], "none of these providers"),
+        (["--provider", "padded", "--workload", "small"], "none of these rows: only for packed"),
+        (["--provider", "nn.LSTM", "stream", "--workload", "small"], "stream runs none of these"),
+        (["--provider", "linear", "--workload", "small, one core busy"], "a busy core is for"),
+        (["--provider", "linear", "--device", "cuda"], "a GPU times nn.LSTM and fused_lstm only"),
+        (["--device", "cuda", "--quick"], "--quick, --grid and --bars are of rows on the CPU"),
+        (["--device", "cuda", "--grid"], "are of rows on the CPU"),
+        (["--device", "cuda", "--bars"], "are of rows on the CPU"),
+        (["--quick", "--grid"], "--quick leaves the grid out"),
+        (["--budget", "-1"], "--budget has to be a number of seconds, got -1.0"),
+        (["--budget", "nan"], "--budget has to be a number of seconds, got nan"),
         (["--dtype", "float8"], "invalid choice: 'float8'"),
         (["--device", "cuda", "--isa", "avx2"], "--isa caps processors"),
     ],
@@ -138,12 +160,19 @@ def test_what_cannot_be_is_refused(arguments, said, capsys):
 
 
 @pytest.fixture
-def measured(monkeypatch):
+def budgets():
+    """Seconds that each row was given."""
+    return []
+
+
+@pytest.fixture
+def measured(monkeypatch, budgets):
     """Rows take no time: a ratio of 2 everywhere. Yields the rows that were asked for."""
     asked = []
 
     def measure(self, mode, providers, budget):
         asked.append((self.workload.name, mode))
+        budgets.append(budget)
         return fakes.result(2.0, self.workload, mode)
 
     monkeypatch.setattr(Row, "__init__", lambda self, row, *rest: setattr(self, "workload", row))
@@ -166,6 +195,12 @@ def test_a_run_prints_and_writes(measured, tmp_path, capsys):
     assert [(r.workload.name, r.mode) for r in run.results] == measured
     assert len(measured) == 4
     assert run.environment["command"].startswith("python -m bench --workload single medium")
+
+
+def test_a_budget_of_nothing_is_none(measured, budgets):
+    for arguments in (["--budget", "0"], [], ["--quick"]):
+        suite.main("bench", ["--workload", "single", "--mode", "inference", *arguments])
+    assert budgets == [0, suite.BUDGET, suite.QUICK_BUDGET]
 
 
 def test_details_and_bars_on_request(measured, capsys):
