@@ -27,9 +27,9 @@ def lstm_layer(
     """
     per_direction = len(weights) // len(reverse)
     if batch_sizes is not None:
-        _refuse("ONNX's LSTM takes no packed input: export the layer on a padded batch")
+        refuse("ONNX's LSTM takes no packed input: export the layer on a padded batch")
     if per_direction % 2:
-        _refuse("ONNX's LSTM has no projection: export a layer without proj_size")
+        refuse("ONNX's LSTM has no projection: export a layer without proj_size")
     groups = [weights[k : k + per_direction] for k in range(0, len(weights), per_direction)]
     w, r = (torch.stack([_gates_as_onnx(group[k]) for group in groups]) for k in (0, 1))
     b = None
@@ -51,7 +51,7 @@ def lstm_layer(
     return y.transpose(1, 2).flatten(2), h_n, c_n
 
 
-def _refuse(reason: str) -> NoReturn:
+def refuse(reason: str) -> NoReturn:
     """Raise, and warn too: the exporter tries another way, and shows what came of that."""
     warnings.warn(reason, _ops.FusedLSTMWarning, stacklevel=2)
     raise NotImplementedError(reason)

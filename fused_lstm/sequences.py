@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_lstm import _ops, _transforms, autograd, reference
+from fused_lstm import _onnx, _ops, _transforms, autograd, reference
 from fused_lstm._checks import State
 
 Layer = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -122,7 +122,18 @@ class SequenceCall:
                 )
 
     def layers(self, x: Tensor, groups: int) -> Layer:
-        """What runs one layer after the other on ``x [T, B, I]`` or packed ``[N, I]``."""
+        """What runs one layer after the other on ``x [T, B, I]`` or packed ``[N, I]``.
+
+        Raises:
+            NotImplementedError: on the way to ONNX, unless a plain layer has the same results.
+        """
+        if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+            if not self.is_plain:
+                _onnx.refuse(
+                    "lengths, resets, cells and gates are not exported to ONNX: export a call "
+                    "without them"
+                )
+            return autograd.lstm_layer
         lengths, reset = self.lengths, self.reset
         if lengths is not None:
             lengths = lengths.to(x.device)

@@ -158,6 +158,16 @@ def test_onnx(extension, tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("training", [False, True])
+def test_onnx_of_a_layer_that_recomputes(extension, training):
+    """It is how a layer trains, and says nothing of its results."""
+    pytest.importorskip("onnxscript")
+    ours = fused_lstm.LSTM(4, 6, 2, recompute=64).train(training)
+    program = torch.onnx.export(ours, (torch.randn(5, 3, 4),), dynamo=True, verbose=False)
+    assert [node.op_type for node in program.model.graph].count("LSTM") == 2
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_onnx_of_a_cell(extension, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -173,6 +183,24 @@ def test_onnx_of_a_cell(extension, tmp_path):
     torch.testing.assert_close(tuple(map(torch.from_numpy, found)), expected)
 
 
+class WithOptions(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.lstm, self.options = fused_lstm.LSTM(4, 6), options
+
+    def forward(self, x):
+        return self.lstm(x, **self.options)
+
+
+def refused(module, input) -> list[str]:
+    """What is said while the exporter fails."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(Exception, match=""):  # noqa: PT011 (the exporter's own kinds)
+            torch.onnx.export(module, (input,), dynamo=True, verbose=False)
+    return [str(warning.message) for warning in caught]
+
+
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
@@ -183,8 +211,21 @@ def test_onnx_of_a_cell(extension, tmp_path):
 def test_onnx_refuses_what_its_operator_lacks(extension, case, reason):
     pytest.importorskip("onnxscript")
     _, ours = case.modules()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with pytest.raises(Exception, match=""):  # noqa: PT011 (the exporter's own kinds)
-            torch.onnx.export(ours, (case.pack(case.sequences()),), dynamo=True, verbose=False)
-    assert any(reason in str(warning.message) for warning in caught)
+    assert any(reason in said for said in refused(ours, case.pack(case.sequences())))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(lengths=torch.tensor([5, 1, 2])),
+        dict(reset=torch.ones(5, 3, dtype=torch.bool)),
+        dict(return_cells=True),
+        dict(return_gates=True),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_onnx_refuses_options(extension, options):
+    pytest.importorskip("onnxscript")
+    with torch.no_grad():
+        said = refused(WithOptions(**options), torch.randn(5, 3, 4))
+    assert any("lengths, resets, cells and gates are not exported to ONNX" in each for each in said)
