@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import math
 import statistics
 import sys
@@ -81,7 +82,8 @@ def profile(
     """Run a model before and after :func:`replace_lstm`, by turns, and say what it gains.
 
     The whole model is timed, and each LSTM alone on the input that it gets in the model. The model
-    is left as it was found, whichever LSTMs it has.
+    is left as it was found, whichever LSTMs it has: so are its buffers, which a forward pass in
+    training mode may change, and the state of the random numbers.
 
     Args:
         model: any module; its training mode is kept.
@@ -96,36 +98,58 @@ def profile(
         The report as a value.
 
     Raises:
-        ValueError: if the model has no LSTM that can be swapped, or none is called.
+        ValueError: if the model has no LSTM that can be swapped, none is called, or one with
+            options that torch.nn.LSTM does not take.
     """
-    classes = {m: type(m) for m in model.modules() if isinstance(m, (LSTM, LSTMCell))}
-    arguments = _Call.of(example_inputs)
-    left_alone: list[str] = []
-    try:
-        restore_lstm(model, say=None)
-        lstms = _swappable(model, left_alone)
-        if not lstms:
-            raise ValueError("the model has no torch.nn.LSTM or LSTMCell that can be swapped")
-        seen = _watch(model, arguments, lstms, backward)
-        if not seen:
-            raise ValueError("these inputs reach no LSTM of the model")
-        before, after = _by_turns(model, _runner(model, [arguments], backward), rounds)
-        found = Profile(
-            before,
-            after,
-            _difference(model, [arguments]),
-            backward,
-            torch.get_num_threads(),
-            [_profile_lstm(lstms[m], m, calls, backward, rounds) for m, calls in seen.items()],
-            left_alone,
-        )
-    finally:
-        restore_lstm(model, say=None)
-        for module in classes:
-            replace_lstm(module, say=None)
+    with _left_as_found(model):
+        found = _profile(model, _Call.of(example_inputs), backward, rounds)
     if say:
         say(str(found))
     return found
+
+
+def _profile(model: nn.Module, arguments: _Call, backward: bool, rounds: int) -> Profile:
+    left_alone: list[str] = []
+    restore_lstm(model, say=None)
+    lstms = _swappable(model, left_alone)
+    if not lstms:
+        raise ValueError("the model has no torch.nn.LSTM or LSTMCell that can be swapped")
+    seen = _watch(model, arguments, lstms, backward)
+    if not seen:
+        raise ValueError("these inputs reach no LSTM of the model")
+    before, after = _by_turns(model, _runner(model, [arguments], backward), rounds)
+    return Profile(
+        before,
+        after,
+        _difference(model, [arguments]),
+        backward,
+        torch.get_num_threads(),
+        [_profile_lstm(lstms[m], m, calls, backward, rounds) for m, calls in seen.items()],
+        left_alone,
+    )
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """The LSTMs that the model has, its buffers and the random numbers."""
+    fused = [m for m in model.modules() if isinstance(m, (LSTM, LSTMCell))]
+    buffers = [
+        (m, name, t, t.detach().clone())
+        for m in model.modules()
+        for name, t in m._buffers.items()
+        if t is not None
+    ]
+    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
+    with torch.random.fork_rng([*devices]):
+        try:
+            yield
+        finally:
+            restore_lstm(model, say=None)
+            for module in fused:
+                replace_lstm(module, say=None)
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -191,6 +215,7 @@ def _watch(
     seen: dict[nn.Module, dict[tuple, list]] = {}
 
     def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        _refuse_options(lstms[module], kwargs)
         call = _Call(args, kwargs)
         calls = seen.setdefault(module, {})
         key = call.shapes() if len(calls) < _KEPT_CALLS else next(iter(calls))
@@ -203,6 +228,16 @@ def _watch(
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def _refuse_options(name: str, kwargs: dict[str, Any]) -> None:
+    fused, plain = (inspect.signature(c.forward).parameters.keys() for c in (LSTM, nn.LSTM))
+    options = [option for option in kwargs if option in fused - plain]
+    if options:
+        raise ValueError(
+            f"the model calls {name} with {', '.join(options)}, which torch.nn.LSTM does not take: "
+            "there is nothing to compare it with, so profile a model that calls it without"
+        )
 
 
 def _runner(model: nn.Module, calls: list[_Call], backward: bool) -> Callable[[], object]:
@@ -252,7 +287,10 @@ def _eval(module: nn.Module) -> Iterator[None]:
 
 
 def _difference(module: nn.Module, calls: list[_Call]) -> float:
-    """Largest difference of outputs with and without fused LSTMs, over the largest element."""
+    """Largest difference of outputs with and without fused LSTMs, over the largest element.
+
+    Of those of floating point; 0 where there are none.
+    """
     results = []
     with _eval(module), torch.no_grad():
         for swap in (restore_lstm, replace_lstm):
@@ -262,7 +300,8 @@ def _difference(module: nn.Module, calls: list[_Call]) -> float:
             )
     restore_lstm(module, say=None)
     pairs = [(a, b) for a, b in zip(*results, strict=True) if a.numel()]
-    return max(((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
+    relative = (((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
+    return max(relative, default=0.0)
 
 
 def _profile_lstm(

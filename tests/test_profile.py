@@ -102,6 +102,40 @@ def test_the_model_is_left_as_it_was(replaced):
     assert not model.encoder._forward_pre_hooks
 
 
+class Stateful(nn.Module):
+    """What a forward pass in training mode changes: statistics, vectors, and a count of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, 2, dropout=0.5)
+        self.norm = nn.BatchNorm1d(6)
+        self.head = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def forward(self, x):
+        self.count = self.count + 1  # another tensor in the place of the buffer
+        y, _ = self.lstm(x)
+        return self.head(self.norm(y[-1]))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_buffers_and_random_numbers_are_left_as_they_were(fails):
+    model = Stateful().train()
+    before = dict(model.named_buffers())
+    values = {name: t.clone() for name, t in before.items()}
+    drawn = torch.get_rng_state()
+    if fails:
+        model.head.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            profile(model, X)
+    else:
+        profile(model, X, backward=True)
+    after = dict(model.named_buffers())
+    assert all(after[name] is t for name, t in before.items())
+    assert all(torch.equal(after[name], value) for name, value in values.items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_the_model_is_left_as_it_was_after_an_error():
     model = Model()
     before = classes(model)
@@ -175,6 +209,41 @@ def test_models_without_lstms_are_refused():
 
     with pytest.raises(ValueError, match="these inputs reach no LSTM of the model"):
         profile(Unused(), X)
+
+
+def test_outputs_that_are_no_floating_point():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 6)
+
+        def forward(self, x):
+            return self.lstm(x)[0].argmax(-1)
+
+    found = profile(Classifier(), X)
+    assert found.difference == 0
+    assert found.lstms[0].difference < 1e-5
+    assert "outputs differ by 0.0e+00" in str(found)
+
+
+@pytest.mark.parametrize("option", ["lengths", "reset", "return_cells"])
+def test_options_that_nn_lstm_does_not_take(option):
+    """There is nothing to compare a model with that needs them, also where they are None."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Module()
+            self.inner.lstm = fused_lstm.LSTM(4, 6)
+
+        def forward(self, x):
+            return self.inner.lstm(x, **{option: None})[0]
+
+    model = Padded()
+    words = rf"calls inner\.lstm with {option}, .* torch\.nn\.LSTM does not take: .* without"
+    with pytest.raises(ValueError, match=words):
+        profile(model, X)
+    assert type(model.inner.lstm) is fused_lstm.LSTM
 
 
 def write_module(folder):
