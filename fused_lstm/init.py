@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fused_lstm.cell import LSTMCell
+from fused_lstm.module import LSTM
 
 _INITIALISERS: dict[str, Callable[[Tensor], Any]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
@@ -18,12 +22,13 @@ _INITIALISERS: dict[str, Callable[[Tensor], Any]] = {
     "normal": nn.init.normal_,
     "zeros": nn.init.zeros_,
 }
+_OWN_NAME = re.compile(r"(weight_(ih|hh|hr)|bias_(ih|hh))(_l\d+(_reverse)?)?")
 Initialiser = str | Callable[[Tensor], Any]
 
 
 @torch.no_grad()
 def initialise(
-    layer: nn.RNNBase | nn.RNNCellBase,
+    layer: LSTM | LSTMCell | nn.LSTM | nn.LSTMCell,
     *,
     input: Initialiser | None = "xavier_uniform",
     recurrent: Initialiser | None = "orthogonal",
@@ -48,21 +53,33 @@ def initialise(
         forget_bias: what both biases of the forget gate add up to; None leaves it to ``bias``.
 
     Raises:
-        ValueError: for another name.
+        TypeError: for any other module.
+        ValueError: for another name, and for a layer that has parameters other than those of
+            an LSTM, as one does whose weights are computed from others; nothing is set then.
     """
-    for name, parameter in layer.named_parameters():
-        kind = name.split("_l")[0]
-        if kind in ("weight_ih", "weight_hh"):
-            fill = _function(input if kind == "weight_ih" else recurrent)
-            for gate in parameter.chunk(4):
-                fill(gate)
-        elif kind == "weight_hr":
-            _function(input)(parameter)
-        elif kind.startswith("bias"):
-            for gate in parameter.chunk(4):
-                _function(bias)(gate)
-            if forget_bias is not None:
-                parameter.chunk(4)[1].fill_(forget_bias if kind == "bias_ih" else 0.0)
+    if not isinstance(layer, (LSTM, LSTMCell, nn.LSTM, nn.LSTMCell)):
+        raise TypeError(
+            "expected an LSTM or an LSTMCell of fused_lstm or torch.nn, "
+            f"got {type(layer).__module__}.{type(layer).__qualname__}"
+        )
+    parameters = dict(layer.named_parameters())
+    for name in parameters:
+        if not _OWN_NAME.fullmatch(name):
+            raise ValueError(
+                f"expected the parameters of an LSTM, got {name}: initialise the layer before it "
+                "is parametrized or given others"
+            )
+    fill_input, fill_recurrent, fill_bias = map(_function, (input, recurrent, bias))
+    for name, parameter in parameters.items():
+        kind, gates = name.split("_l")[0], parameter.chunk(4)
+        if kind == "weight_hr":
+            fill_input(parameter)
+            continue
+        fill = {"weight_ih": fill_input, "weight_hh": fill_recurrent}.get(kind, fill_bias)
+        for gate in gates:
+            fill(gate)
+        if kind.startswith("bias") and forget_bias is not None:
+            gates[1].fill_(forget_bias if kind == "bias_ih" else 0.0)
 
 
 def _function(choice: Initialiser | None) -> Callable[[Tensor], Any]:
@@ -98,5 +115,8 @@ class InitialState(nn.Module):
         self.c = nn.Parameter(torch.zeros(groups, layer.hidden_size, **options))
 
     def forward(self, batch: int = 1) -> tuple[Tensor, Tensor]:
-        """``(h [L*D, B, P], c [L*D, B, H])``, the same for all rows, as views."""
+        """``(h [L*D, B, P], c [L*D, B, H])``, the same for all rows, as views.
+
+        For batched and packed input; unbatched input takes ``(initial.h, initial.c)``.
+        """
         return self.h.unsqueeze(1).expand(-1, batch, -1), self.c.unsqueeze(1).expand(-1, batch, -1)
