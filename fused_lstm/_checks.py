@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_lstm._autocast import autocast_dtype
 
 State = tuple[Tensor, Tensor]
+HALF_A_STATE = "expected hx of two tensors, got None in the place of one: pass hx=None for zeros"
 
 
 def check_shapes(

@@ -11,7 +11,7 @@ from torch.fx import Proxy
 
 from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
-from fused_lstm._checks import State, refusal_of_cell
+from fused_lstm._checks import HALF_A_STATE, State, refusal_of_cell
 from fused_lstm._tracing import leaf_call, refuse_script
 from fused_lstm.autograd import lstm_layer
 
@@ -46,6 +46,7 @@ class LSTMCell(torch.nn.RNNCellBase):
         Returns ``(h, c)``, shaped as ``hx``; None for ``hx`` means zeros.
 
         Raises:
+            TypeError: for None in ``hx``.
             ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
                 ``torch.nn.LSTMCell`` of the running release raises, where it does.
         """
@@ -84,7 +85,11 @@ def _step(
     if hx is not None:
         if len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
-        h0, c0 = hx if batched else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h0, c0 = hx
+        if h0 is None or c0 is None:
+            raise TypeError(HALF_A_STATE)
+        if not batched:
+            h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
     x = input if batched else input.unsqueeze(0)
     h, c = _batched_step(x, h0, c0, weights, by_reference)
     return (h, c) if batched else (h.squeeze(0), c.squeeze(0))

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
-from fused_lstm._checks import State, refusal_of_layer
+from fused_lstm._checks import HALF_A_STATE, State, refusal_of_layer
 from fused_lstm.autograd import lstm_layer
 from fused_lstm.sequences import SequenceCall
 
@@ -82,7 +82,7 @@ def lstm(
         backward, and in a compiled or exported program, as it is then.
 
     Raises:
-        TypeError: for a mask that is not bool and lengths of no integer dtype.
+        TypeError: for a mask that is not bool, lengths of no integer dtype, and None in ``hx``.
         ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
             ``torch.nn.LSTM`` of the running release raises, where it does.
     """
@@ -122,6 +122,11 @@ def _call(
     dropout: float,
 ) -> tuple[Tensor | PackedSequence, State]:
     """The layers by ``run``, or by what fits where it is None."""
+    if hx is not None:
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        if hx[0] is None or hx[1] is None:
+            raise TypeError(HALF_A_STATE)
     if isinstance(input, PackedSequence):
         return _packed(run, input, hx, params, bidirectional, dropout)
     return _dense(run, input, hx, params, batch_first, bidirectional, dropout)
@@ -192,8 +197,6 @@ def _layers(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``x [T, B, I]`` or packed ``[N, I]`` through all layers, under autocast or not."""
-    if hx is not None and len(hx) != 2:
-        raise RuntimeError("lstm expects two hidden states")
     dtype = autocast_dtype(x)
     if run is None:
         run = _fused

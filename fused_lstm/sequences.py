@@ -111,6 +111,8 @@ class SequenceCall:
             )
         if self.reset_hx is None:
             return
+        if len(self.reset_hx) != 2 or self.reset_hx[0] is None or self.reset_hx[1] is None:
+            raise ValueError("expected reset_hx of two tensors, or None for zeros")
         batch = 1 if input.dim() == 2 else input.shape[0 if self._batch_first else 1]
         dims = input.dim()
         for state in self.reset_hx:

@@ -134,6 +134,25 @@ def test_states_of_another_dtype(backend):
         assert "hidden tensors are not the same dtype" in found
 
 
+@pytest.mark.parametrize("which", ["h0", "c0", "both"])
+@pytest.mark.parametrize("form", ["batched", "unbatched", "packed", "cell", "unbatched cell"])
+def test_a_state_that_is_none(backend, form, which):
+    """nn.LSTM fails on it, and so it is not taken for zeros; what means zeros is said."""
+    size = {"unbatched": (2, 6), "cell": (3, 6), "unbatched cell": (6,)}.get(form, (2, 3, 6))
+    h, c = torch.zeros(size), torch.zeros(size)
+    hx = {"h0": (None, c), "c0": (h, None), "both": (None, None)}[which]
+    x = torch.randn(5, 3, 4)
+    x = {
+        "unbatched": x[:, 0],
+        "packed": packed(2, 4, 3, 4),
+        "cell": x[0],
+        "unbatched cell": x[0, 0],
+    }.get(form, x)
+    module = fused_lstm.LSTMCell(4, 6) if "cell" in form else fused_lstm.LSTM(4, 6, 2)
+    with pytest.raises(TypeError, match=r"hx of two tensors.*None.*pass hx=None for zeros"):
+        module(x, hx)
+
+
 def test_good_calls_do_not_warn(extension):
     module = fused_lstm.LSTM(4, 6, 2, proj_size=3, bidirectional=True)
     with warnings.catch_warnings():

@@ -400,6 +400,8 @@ ERRORS = {
     "negative": (RuntimeError, "got -1 for row 0"),
     "state without mask": (ValueError, "needs the mask"),
     "state shape": (ValueError, "reset_hx, got"),
+    "half a state": (ValueError, "expected reset_hx of two tensors, or None"),
+    "a state of one": (ValueError, "expected reset_hx of two tensors, or None"),
     "unbatched": (ValueError, "batched input"),
 }
 
@@ -421,6 +423,8 @@ def test_refusals(name):
         "negative": (x, dict(lengths=torch.tensor([-1, 2, 3, 1]))),
         "state without mask": (x, dict(reset_hx=bad_state)),
         "state shape": (x, dict(reset=MASK, reset_hx=bad_state)),
+        "half a state": (x, dict(reset=MASK, reset_hx=(bad_state[0], None))),
+        "a state of one": (x, dict(reset=MASK, reset_hx=bad_state[:1])),
         "unbatched": (x[:, 0], dict(lengths=torch.tensor([3]))),
     }[name]
     kind, words = ERRORS[name]
