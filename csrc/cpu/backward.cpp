@@ -1,5 +1,6 @@
 // Backward pass of one layer: walks the steps of each direction from the last to the first, in
 // chunks, each followed by its products.
+#include "backward_chunks.h"
 #include "backward_layout.h"
 #include "backward_products.h"
 #include "backward_replay.h"
@@ -34,7 +35,7 @@ class BackwardMember {
       group_barrier_.wait();  // prepared
       const TimeOrder order(*a_.steps, a_.weights[d].reverse);
       for (int64_t s1 = a_.steps->steps(); s1 > 0;) {
-        const int64_t s0 = std::max<int64_t>(0, s1 - plan_.chunk_steps);
+        const int64_t s0 = chunk_begin(order, plan_, s1);
         if (p_.keep_every > 0) replay(d, order, s0, s1);
         walk_.run(d, order, s0, s1);
         group_barrier_.wait();  // walked
@@ -66,7 +67,7 @@ class BackwardMember {
   void replay(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
     const bool begins = s1 == a_.steps->steps();
     if (!begins && saved_.in_block(s0)) return;
-    const int64_t begin = replay_.block_begin(s0);
+    const int64_t begin = block_begin(p_, s0);
     saved_.set_block(order, begin, s1);
     replay_.run(d, order, begin, s1);
     group_barrier_.wait();  // replayed

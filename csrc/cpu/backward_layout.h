@@ -22,8 +22,7 @@
 //   gates_again may be dgates: a gate is read where, and before, its gradient is written.
 #pragma once
 
-#include <numeric>
-
+#include "backward_chunks.h"
 #include "layer.h"
 #include "workspace.h"
 
@@ -79,7 +78,14 @@ template <class T>
 class BackwardLayout {
  public:
   BackwardLayout(const BackwardArgs<T>& args, const CpuPlan& plan, void* base)
-      : args_(args), plan_(plan), chunk_rows_(plan.chunk_steps * args.problem.batch) {
+      : args_(args), plan_(plan) {
+    for (int d = 0; d < args.problem.directions; ++d) {
+      const ChunkSizes sizes = chunk_sizes(args.problem, *args.steps, plan,
+                                           TimeOrder(*args.steps, args.weights[d].reverse));
+      chunk_rows_ = std::max(chunk_rows_, sizes.rows);
+      block_rows_ = std::max(block_rows_, sizes.block_rows);
+      blocks_are_chunks_ &= sizes.blocks_are_chunks;
+    }
     Arena arena(base);
     for (int d = 0; d < args.problem.directions; ++d) {
       // Directions that a group walks one after the other share the buffers of a chunk.
@@ -135,15 +141,11 @@ class BackwardLayout {
     if (w_hr) b->m = arena.take<T>(chunk_rows_ * hidden);
     if (w_hr) b->m_panels = arena.take<T>(panels(hidden, chunk_rows_));
     if (p.keep_every == 0) return;
-    // A chunk, and the steps before it back to a kept c. Both are counted from the end, so that
-    // these are a multiple of what divides both, and less than keep_every.
-    const int64_t chunk = plan_.chunk_steps, keep = p.keep_every;
-    const int64_t block = std::min(p.steps, chunk + keep - std::gcd(chunk, keep)) * batch;
     // Where a block is a chunk and nobody asks for the gates after the walk, their gradients take
     // their places: gate_gradient reads all of a vector before it writes there.
-    const bool in_place = chunk % keep == 0 && !w_hr;
-    b->gates_again = in_place ? b->dgates : arena.take<T>(block * 4 * hidden);
-    b->c_again = arena.take<Acc<T>>(block * hidden);
+    const bool in_place = blocks_are_chunks_ && !w_hr;
+    b->gates_again = in_place ? b->dgates : arena.take<T>(block_rows_ * 4 * hidden);
+    b->c_again = arena.take<Acc<T>>(block_rows_ * hidden);
     b->h_again = arena.take<T>(batch * hidden);
     b->h0 = arena.take<T>(out);
   }
@@ -208,7 +210,8 @@ class BackwardLayout {
   const BackwardArgs<T>& args_;
   const CpuPlan& plan_;
   BackwardDirection<T> direction_[2];
-  int64_t chunk_rows_;
+  int64_t chunk_rows_ = 0, block_rows_ = 0;
+  bool blocks_are_chunks_ = true;
   char* scratch_base_;
   size_t scratch_bytes_, bytes_;
 };

@@ -26,12 +26,6 @@ class BackwardReplay {
         gate_panels_(p_, k_),
         panels_(position.share_of(gate_panels_.count())) {}
 
-  // The first step of the block that holds walk step s: c is kept before it.
-  int64_t block_begin(int64_t s) const {
-    const int64_t last = steps_.steps();
-    return std::max<int64_t>(0, last - ceil_div(last - s, p_.keep_every) * p_.keep_every);
-  }
-
   // This member's units of walk steps [s0, s1), s0 the first of a block.
   void run(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
     first_row_ = order.rows(s0, s1).begin;

@@ -279,7 +279,12 @@ CpuPlan plan_backward(const LstmProblem& p, const Steps& steps, const CpuMachine
                p.directions * (products + packing) / split.threads();
       },
       &plan);
-  const int64_t chunk = request.chunk.value_or(kGradientRows / std::max<int64_t>(1, p.batch));
+  // Where sequences end early, steps of few rows make longer chunks.
+  const bool by_rows = steps.packed() && !request.chunk;
+  if (by_rows) plan.chunk_rows = kGradientRows;
+  const int64_t chunk = by_rows
+                            ? steps.steps()
+                            : request.chunk.value_or(kGradientRows / std::max<int64_t>(1, p.batch));
   plan.chunk_steps = std::clamp<int64_t>(chunk, 1, std::max<int64_t>(1, steps.steps()));
   return plan;
 }
@@ -297,8 +302,10 @@ std::string explain_forward(const CpuPlan& plan, const Steps& steps) {
 }
 
 std::string explain_backward(const CpuPlan& plan) {
-  return "weight gradients batched over " + std::to_string(plan.chunk_steps) + " steps; " +
-         describe_team(plan);
+  const std::string chunk = plan.chunk_rows > 0
+                                ? "up to " + std::to_string(plan.chunk_rows) + " rows"
+                                : std::to_string(plan.chunk_steps) + " steps";
+  return "weight gradients batched over " + chunk + "; " + describe_team(plan);
 }
 
 }  // namespace fused_lstm::cpu

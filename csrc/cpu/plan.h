@@ -29,6 +29,7 @@ struct CpuPlan {
   int direction_groups = 1, row_groups = 1, unit_groups = 1;
   bool fold_input = false;  // W_ih x_t inside the step, instead of batched over a chunk of steps
   int64_t chunk_steps = 1;  // steps whose input projection, or whose gradients, are batched
+  int64_t chunk_rows = 0;   // of several steps whose gradients are batched, at most; 0: any number
   bool pack_late = false;   // a panel where and when it is multiplied, for it is needed only once
   double predicted_ns = 0;
 
