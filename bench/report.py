@@ -267,4 +267,4 @@ def show(console: Console, run: Run) -> None:
         console.print(escape(line))
     console.print(escape(machine_line(run.environment)))
     if not run.complete:
-        console.print("Stopped before the end: the rows that are missing were not measured.")
+        console.print("Not complete: the rows that are missing were not measured.")

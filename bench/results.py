@@ -128,7 +128,7 @@ class Run:
     environment: dict[str, Any]
     results: list[Result] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
-    complete: bool = True  # not stopped by Ctrl-C
+    complete: bool = True  # every row that was asked for
 
 
 def timing_json(name: str, measurement: Measurement) -> dict:
@@ -225,6 +225,25 @@ def load(path: Path) -> Run:
         raise ValueError(f"it is not a result of the benchmark ({error!r})") from error
 
 
-def save(path: Path, values: dict) -> None:
+def check_writable(path: Path) -> None:
+    """Whether `save` will be able to; makes the folder.
+
+    Raises:
+        OSError: where it will not.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is there and no file")
+    beside(path).touch()
+    beside(path).unlink()
+
+
+def beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def save(path: Path, values: dict) -> None:
+    """All of it or, where that fails, nothing: what was there before stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside(path).write_text(json.dumps(values, indent=1) + "\n")
+    beside(path).replace(path)

@@ -45,17 +45,28 @@ def repeats_for(seconds: float) -> int:
     return max(1, round(SHORTEST_BLOCK / max(seconds, 1e-9)))
 
 
-def take_turns(turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]]) -> None:
-    """Appends to each provider's `seconds`, one entry a round.
+def take_turns(
+    turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]]
+) -> dict[str, str]:
+    """Appends to each provider's `seconds`, one entry a round; returns why, for those that failed,
+    whose times are dropped.
 
     Every other round goes backwards, so that a drift of the clock meets all alike. Rounds are added
     until `budget` seconds are spent, and there are at least five.
     """
     start, rounds = timer(), 0
-    while rounds < LEAST_ROUNDS or timer() - start < budget:
+    failed: dict[str, str] = {}
+    while len(failed) < len(turns) and (rounds < LEAST_ROUNDS or timer() - start < budget):
         for name in list(turns) if rounds % 2 == 0 else list(reversed(turns)):
-            seconds[name].append(turns[name].seconds())
+            if name in failed:
+                continue
+            try:
+                seconds[name].append(turns[name].seconds())
+            except Exception as error:  # whatever a compiler or an engine may raise
+                failed[name] = first_line(error)
+                seconds[name].clear()
         rounds += 1
+    return failed
 
 
 @contextlib.contextmanager
@@ -82,7 +93,9 @@ class Row:
     def measure(self, mode: str, providers: list[Provider], budget: float) -> Result:
         with self.settings():
             measurements, turns = self.prepare_all(mode, providers)
-            take_turns(turns, budget, {name: measurements[name].seconds for name in turns})
+            seconds = {name: measurements[name].seconds for name in turns}
+            for name, reason in take_turns(turns, budget, seconds).items():
+                measurements[name] = replace(measurements[name], failed=reason)
         limit = limit_of(self.workload, mode, self.threads, self.device)
         return Result(self.workload, mode, self.threads, measurements, limit)
 
@@ -103,15 +116,14 @@ class Row:
         for provider in [baseline, *(p for p in providers if p is not baseline)]:
             try:
                 prepared, ours = self.check(provider, mode)
-            except Exception as error:  # whatever a compiler or an engine may raise
-                measurements[provider.name] = Measurement(failed=first_line(error))
-                continue
-            if provider is baseline:
-                theirs = ours
-                if provider not in providers:
-                    continue
-            measurement, turn = self.judge(provider, mode, prepared, ours, theirs)
-            measurements[provider.name] = measurement
+                if provider is baseline:
+                    theirs = ours
+                    if provider not in providers:
+                        continue
+                known, turn = self.judge(provider, mode, prepared, ours, theirs)
+            except Exception as error:  # as in `take_turns`
+                known, turn = Measurement(failed=first_line(error)), None
+            measurements[provider.name] = known
             if turn:
                 turns[provider.name] = turn
         order = [p.name for p in providers if p.name in measurements]

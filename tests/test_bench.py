@@ -2,8 +2,10 @@
 
 import os
 import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +44,7 @@ from bench.workloads import (
 )
 from fused_lstm import _ops
 
+ROOT = Path(__file__).parent.parent
 TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
 BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
 
@@ -203,6 +206,35 @@ def test_rounds_go_on_until_the_budget_is_spent():
     assert 5 < len(seconds["A"]) <= 25
 
 
+def failing_after(calls):
+    """fused_lstm, with an error in a later call."""
+
+    def prepare(problem, mode):
+        right, left = PROVIDERS[FUSED].prepare(problem, mode), [calls]
+
+        def run():
+            left[0] -= 1
+            if left[0] < 0:
+                raise ValueError("the third call\nfails")
+            right.run()
+
+        return Prepared(run, right.check)
+
+    return replace(PROVIDERS[FUSED], prepare=prepare)
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_provider_that_fails_while_it_is_timed_loses_no_other(calls):
+    linear = PROVIDERS["linear"]
+    measured = Row(TINY, 1).measure(INFERENCE, [BOTH[0], failing_after(calls), linear], budget=0)
+    failed = measured.measurements[FUSED]
+    assert failed.failed == "ValueError: the third call"
+    assert failed.seconds == []
+    assert len(measured.measurements["linear"].seconds) == runner.LEAST_ROUNDS
+    assert measured.faster() is None
+    assert measured.faster(BASELINE, "linear")
+
+
 def test_time_is_per_call_of_the_module(monkeypatch):
     turn = Turn(lambda: time.sleep(0.02), repeats=2, calls=10)
     assert 0.002 <= turn.seconds() < 0.01
@@ -284,6 +316,42 @@ def test_the_busy_process_says_when_it_runs(monkeypatch):
     monkeypatch.setattr(disturbed, "BUSY", "")
     with pytest.raises(RuntimeError, match="has ended"), disturbed.busy_core():
         pass
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="not Linux")
+def test_the_busy_process_hears_no_ctrl_c_and_does_not_outlive_the_benchmark():
+    code = """
+import os
+from bench import disturbed
+busy = disturbed.busy_core()
+busy.__enter__()
+process = busy.gen.gi_frame.f_locals["process"]
+print(process.pid, os.getpgid(process.pid) != os.getpgid(0), flush=True)
+os._exit(0)
+"""
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT).stdout
+    pid, apart = said.split()
+    assert apart == "True"
+    deadline = time.monotonic() + 20
+    while running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(pid)
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_busy_core_without_a_right_result_is_an_error(monkeypatch, calls):
+    monkeypatch.setattr(disturbed, "busy_core", disturbed.contextlib.nullcontext)
+    row = Workload("tiny", DENSE, 3, 4, 5, (6,), busy_core=True)
+    with pytest.raises(RuntimeError, match="fused_lstm: ValueError: the third call"):
+        disturbed.measure_disturbed(row, INFERENCE, 1, [BOTH[0], failing_after(calls)], budget=0)
 
 
 def test_busy_core_takes_six_tries(monkeypatch):

@@ -226,10 +226,77 @@ def test_ctrl_c_keeps_what_is_done(measured, monkeypatch, tmp_path, capsys):
     code = suite.main("bench", ["--workload", "single", "medium", "--json", str(file)])
     assert code == 130
     said = capsys.readouterr().out
-    assert "Stopped before the end" in said
+    assert "Not complete" in said
     run = results.load(file)
     assert len(run.results) == 3
     assert run.complete is False
+
+
+def test_an_error_in_a_row_loses_no_other(measured, monkeypatch, tmp_path, capsys):
+    """What was measured is in the file from then on."""
+    measure, file, kept = Row.measure, tmp_path / "part.json", []
+
+    def failing(self, mode, providers, budget):
+        found = measure(self, mode, providers, budget)
+        kept.append(len(results.load(file).results) if file.exists() else 0)
+        if len(measured) == 2:
+            raise MemoryError("no more\nthan this")
+        return found
+
+    monkeypatch.setattr(Row, "measure", failing)
+    assert suite.main("bench", ["--workload", "single", "medium", "--json", str(file)]) == 1
+    said = capsys.readouterr()
+    assert said.err == "single, training: MemoryError: no more\n"
+    assert "Not complete" in said.out
+    assert kept == [0, 1, 1, 2]
+    assert len(results.load(file).results) == 3
+    assert results.load(file).complete is False
+
+
+@pytest.mark.parametrize("name", [".", "file/below.json", 252 * "x"])
+def test_a_file_that_cannot_be_written_is_refused_first(measured, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("kept")
+    code = suite.main("bench", ["--workload", "single", "--json", str(tmp_path / name)])
+    assert code == 1
+    assert f"cannot write to {tmp_path / name}: " in capsys.readouterr().err
+    assert not measured
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_file_is_written_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
+    file = tmp_path / "run.json"
+    results.save(file, {"is": "old"})
+
+    def half(path, text):
+        path.open("w").write(text[:3])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="no space"):
+        results.save(file, {"is": "new"})
+    assert json.loads(file.read_text()) == {"is": "old"}
+
+
+def test_a_full_disk_loses_no_table(measured, monkeypatch, tmp_path, capsys):
+    def full(path, values):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(results, "save", full)
+    file = tmp_path / "run.json"
+    assert suite.main("bench", ["--workload", "single", "--json", str(file)]) == 1
+    said = capsys.readouterr()
+    assert "2.00 times faster" in said.out
+    assert "written to" not in said.out
+    assert "cannot write to" in said.err
+
+
+def test_ctrl_c_before_the_first_row_is_no_traceback(measured, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "environment", interrupted)
+    assert suite.main("bench", ["--workload", "single"]) == 130
 
 
 def test_compare_reads_the_old_run_first(measured, tmp_path, capsys):

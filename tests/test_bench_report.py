@@ -267,9 +267,9 @@ def test_disturbances_show_the_worst_try():
 
 def test_an_interrupted_run_says_so():
     run = fakes.full_run()
-    assert "Stopped before the end" not in report_of(run)
+    assert "Not complete" not in report_of(run)
     run.complete = False
-    assert "Stopped before the end" in report_of(run)
+    assert "Not complete" in report_of(run)
 
 
 @pytest.mark.parametrize(
