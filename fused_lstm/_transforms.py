@@ -23,7 +23,6 @@ try:
         enable_single_level_autograd_function,
         unwrap_dead_wrappers,
     )
-    from torch.autograd.forward_ad import _set_fwd_grad_enabled
     from torch.autograd.function import _SingleLevelFunction
 except ImportError:
     get_interpreter_stack = None
@@ -108,7 +107,7 @@ def apply_at_level(function: type[torch.autograd.Function], *args: Any) -> tuple
 
 @contextmanager
 def _recording_below() -> Iterator[None]:
-    with torch.enable_grad(), _set_fwd_grad_enabled(True), _AutoDispatchBelowAutograd():
+    with torch.enable_grad(), _AutoDispatchBelowAutograd():
         yield
 
 
