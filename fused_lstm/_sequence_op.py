@@ -2,8 +2,9 @@
 
 It is ``lstm_layer`` with more to say: lengths, resets, gradients into c, and steps that are
 computed again in backward. Plain autograd records a node of the op's own (``csrc/autograd.cpp``).
-Transforms of ``torch.func``, forward mode and second derivatives go through the reference, whose
-operations PyTorch transforms by itself.
+``vmap`` runs all members in one fused call where they share the weights, else each by itself.
+Derivatives under a transform, forward mode and second derivatives go through the reference, whose
+operations PyTorch transforms by itself; all but the first under one ``grad`` of the op alone.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ class LSTMSequence(torch.autograd.Function):
 
 
 def _has_rule() -> bool:
-    """Whether the ops have a derivative here: under one ``grad``; they have none for ``vmap``."""
+    """Whether the ops have a derivative here: in plain autograd, and under one ``grad``.
+
+    Not under ``vmap``, which has a rule for the op and none for its backward.
+    """
     return _transforms.covered() and "Vmap" not in _transforms.stack()
 
 

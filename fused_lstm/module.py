@@ -116,6 +116,7 @@ class LSTM(torch.nn.RNNBase):
     def step(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
         """One step of ``input [B, I]`` from ``hx``: ``(y [B, P], (h, c))``, with gradients.
 
+        ``hx`` and ``(h, c)`` are ``[L, B, P]`` and ``[L, B, H]``; None for ``hx`` means zeros.
         :meth:`stream` is faster where many steps follow without gradients.
 
         Raises:

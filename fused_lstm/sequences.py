@@ -2,8 +2,8 @@
 
 Lengths of padded input, resets at the boundaries of episodes, c and the gates of every step, and
 memory for time in training. On the CPU all of it is one fused op per layer, which walks live rows
-only, where they lie; elsewhere, and under transforms other than ``vmap`` over inputs, the reference
-computes it step by step.
+only, where they lie, and which ``vmap`` knows; on other devices, under other transforms and without
+the extension the reference computes it step by step.
 """
 
 from __future__ import annotations
