@@ -143,14 +143,16 @@ def draw_cell(axes: Axes, x: int, y: int, value: float, norm: TwoSlopeNorm) -> N
 # Share of what the machine can do
 
 
+def in_roofline(r: Result, threads: int) -> bool:
+    float32 = r.workload.dtype_name == "float32" and r.threads == threads
+    known = r.limit is not None and r.limit.bytes and any(r.gflops(name) for name in BOTH)
+    return bool(float32 and known)
+
+
 def draw_roofline(run: Run, style: Style) -> Figure | None:
     """Both libraries' float32 rows under the machine's limits."""
     facts, threads = run.environment["machine"], run.environment["threads"]
-    rows = [
-        r
-        for r in run.results
-        if r.limit and r.limit.bytes and r.workload.dtype_name == "float32" and r.threads == threads
-    ]
+    rows = [r for r in run.results if in_roofline(r, threads)]
     if not facts or not rows:
         return None
     figure, axes = plt.subplots(figsize=(7, 4.4))
@@ -176,7 +178,7 @@ def draw_roofline(run: Run, style: Style) -> Figure | None:
     axes.grid()
     axes.set_xlabel("operations for each byte from beyond L1")
     axes.set_ylabel("GFLOP/s")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return figure
 
 

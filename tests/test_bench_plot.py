@@ -1,5 +1,7 @@
 """The pictures of a run: which there are, and that they say with more than colour what they say."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("rich")
@@ -75,6 +77,22 @@ def test_cells_of_the_grid_have_numbers_and_slower_ones_a_hatch():
     patches = [patch for axes in figure.axes for patch in axes.patches]
     assert len(patches) == len(grid)
     assert sum(patch.get_hatch() is not None for patch in patches) == 1
+
+
+def test_a_run_without_either_library_has_no_picture(tmp_path):
+    """As with --provider linear."""
+    rows = [*fakes.full_run().results]
+    for k, row in enumerate(rows):
+        linear = {"linear": row.measurements["nn.LSTM"]}
+        rows[k] = replace(row, measurements=linear)
+    assert plot.draw_all(Run(fakes.ENVIRONMENT, rows), tmp_path, "x") == []
+
+
+def test_the_legend_of_the_roofline_hides_no_point():
+    figure = pictures.draw_roofline(fakes.full_run(), LIGHT)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1 - 1
 
 
 def test_modes_and_libraries_differ_by_marker():
