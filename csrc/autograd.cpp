@@ -45,11 +45,13 @@ bool may_change_in_place(const Tensor& y, bool packed, bool projected) {
   return packed || projected || (type != at::kFloat && type != at::kBFloat16);
 }
 
-// A tensor without memory that counts the changes of `tensor`.
+// A tensor without memory that counts the changes of `tensor`, from 1 on: the tensor that compiled
+// autograd has in its place counts from 0, and says nothing of changes.
 Tensor counter_of(const Tensor& tensor) {
   Tensor counter = at::empty({0}, at::kByte);
   torch::autograd::impl::set_version_counter(counter,
                                              torch::autograd::impl::version_counter(tensor));
+  torch::autograd::impl::bump_version(counter);
   return counter;
 }
 
@@ -192,14 +194,10 @@ BackwardCall read_call(AutogradContext* context, const variable_list& grads) {
   return call;
 }
 
-// Where backward is traced, the tensors stand for those of calls to come, and count no changes.
 bool output_may_have_changed(AutogradContext* context) {
-  const auto found = context->saved_data.find("counter");
-  if (found == context->saved_data.end()) return false;
-  const Tensor counter = found->second.toTensor();
-  const bool traced = counter.key_set().has_any(
-      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
-  return traced || counter._version() != context->saved_data["version"].toInt();
+  const auto counter = context->saved_data.find("counter");
+  return counter != context->saved_data.end() &&
+         counter->second.toTensor()._version() != context->saved_data["version"].toInt();
 }
 
 std::vector<Tensor> run_backward_op(const BackwardCall& b) {
