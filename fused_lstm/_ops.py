@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class FusedLSTMWarning(UserWarning):
@@ -85,7 +85,7 @@ def _find_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _why_no_dtype(dtype: torch.dtype) -> str | None:
-    return None if dtype in _DTYPES else f"there is no fused kernel for {dtype}"
+    return None if dtype in DTYPES else f"there is no fused kernel for {dtype}"
 
 
 def _why_no_cuda(info: dict[str, str], device: torch.device) -> str | None:
@@ -124,7 +124,7 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
 _reasons.update(
     ((device, dtype), _find_reason(device, dtype))
     for device in (torch.device("cpu"), torch.device("meta"))
-    for dtype in _DTYPES
+    for dtype in DTYPES
 )
 
 

@@ -15,15 +15,10 @@ from torch import Tensor
 from fused_lstm import _ops, _transforms, autograd, batching, ensemble, reference
 from fused_lstm._checks import check_shapes
 
-_NO_RULE = (
+NO_RULE = (
     "a traced program that saves what backward needs has no derivative in forward mode and no "
     "second one under torch.func: trace fused_lstm.lstm() without a derivative, which has all"
 )
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that carries c: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _batch(
@@ -39,7 +34,7 @@ def _batch(
     return torch.library.get_ctx().new_dynamic_size(min=1)
 
 
-def _fake_forward(
+def fake_forward(
     x: Tensor,
     batch_sizes: Tensor | None,
     h0: Tensor | None,
@@ -57,7 +52,7 @@ def _fake_forward(
     proj = weights[1].shape[1]
     batch = _batch(x, batch_sizes, h0, c0)
     rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
-    state = accumulate_dtype(x.dtype)
+    state = reference.sum_dtype(x.dtype)
     return (
         x.new_empty((*x.shape[:-1], directions * proj)),
         x.new_empty((directions, batch, proj)),
@@ -67,7 +62,7 @@ def _fake_forward(
     )
 
 
-def _fake_backward(
+def fake_backward(
     grad_y: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
@@ -94,7 +89,7 @@ def _fake_backward(
 
 
 def _fake_backward_gates(*args: Any) -> list[Tensor]:
-    return [*_fake_backward(*args), args[10].new_empty(args[10].shape)]  # as the gates
+    return [*fake_backward(*args), args[10].new_empty(args[10].shape)]  # as the gates
 
 
 def _fake_ensemble(
@@ -107,7 +102,7 @@ def _fake_ensemble(
     save: bool,
 ) -> tuple[Tensor, ...]:
     h0, c0 = (None if state is None else state[0] for state in (h0, c0))
-    first = _fake_forward(x[0], batch_sizes, h0, c0, [w[0] for w in weights], reverse, save)
+    first = fake_forward(x[0], batch_sizes, h0, c0, [w[0] for w in weights], reverse, save)
     return tuple(t.new_empty((x.shape[0], *t.shape)) for t in first)
 
 
@@ -116,7 +111,7 @@ def _fake_ensemble_backward(*args: Any) -> list[Tensor]:
         [t[0] for t in arg] if k == 7 else arg[0] if isinstance(arg, Tensor) and k != 4 else arg
         for k, arg in enumerate(args)
     ]
-    return [t.new_empty((args[3].shape[0], *t.shape)) for t in _fake_backward(*tensors, needs)]
+    return [t.new_empty((args[3].shape[0], *t.shape)) for t in fake_backward(*tensors, needs)]
 
 
 def _fake_lstm(
@@ -127,7 +122,7 @@ def _fake_lstm(
     weights: list[Tensor],
     reverse: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_forward(x, batch_sizes, h0, c0, weights, [r != 0 for r in reverse], False)[:3]
+    return fake_forward(x, batch_sizes, h0, c0, weights, [r != 0 for r in reverse], False)[:3]
 
 
 def _forward_recorded(
@@ -143,7 +138,7 @@ def _forward_recorded(
     if _transforms.covered():
         outputs = autograd.apply(autograd.LSTMLayer, x, batch_sizes, h0, c0, reverse, *weights)
     elif save:
-        raise NotImplementedError(_NO_RULE)
+        raise NotImplementedError(NO_RULE)
     else:
         outputs = reference.lstm_layer(x, batch_sizes, h0, c0, weights, reverse)
     return outputs if save else (*outputs[:3], x.new_empty(0), x.new_empty(0))
@@ -166,7 +161,7 @@ def _backward_recorded(
 ) -> list[Tensor]:
     """``lstm_layer_backward`` where a derivative is recorded."""
     if not _transforms.covered():
-        raise NotImplementedError(_NO_RULE)
+        raise NotImplementedError(NO_RULE)
     found = autograd.apply(
         autograd.LSTMLayerBackward, grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
         y, gates, c, reverse, needs, *weights,
@@ -229,8 +224,8 @@ if _ops.extension is not None:
         _library.impl(_name, _transforms.untraced(_function), "CompositeImplicitAutograd")
     for _name, _fake, _rule in (
         ("lstm", _fake_lstm, _vmap_lstm),
-        ("lstm_layer", _fake_forward, _vmap_forward),
-        ("lstm_layer_backward", _fake_backward, _vmap_backward),
+        ("lstm_layer", fake_forward, _vmap_forward),
+        ("lstm_layer_backward", fake_backward, _vmap_backward),
     ):
         torch.library.register_fake(f"fused_lstm::{_name}")(_fake)
         _transforms.register_vmap(_library, _name, _rule)

@@ -160,7 +160,7 @@ def _reference_gradients(
         return tuple(t for t, grad in pairs if grad is not None)
 
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-    return autograd._pull_back(outputs, wanted, [grad for grad in grads if grad is not None])
+    return autograd.pull_back(outputs, wanted, [grad for grad in grads if grad is not None])
 
 
 def _sequence_recorded(
@@ -185,7 +185,7 @@ def _sequence_recorded(
             keep_every, compact, *weights,
         )  # fmt: skip
     elif save and compact:
-        raise NotImplementedError(_program._NO_RULE)
+        raise NotImplementedError(_program.NO_RULE)
     else:
         outputs = reference.lstm_sequence(
             x, batch_sizes, h0, c0, weights, reverse, lengths, reset, reset_h, reset_c
@@ -198,21 +198,21 @@ def _sequence_recorded(
 def _backward_recorded(*args: Any) -> list[Tensor]:
     """``lstm_sequence_backward``, called by itself, where a derivative is recorded."""
     if _transforms.func_active():
-        raise NotImplementedError(_program._NO_RULE)
+        raise NotImplementedError(_program.NO_RULE)
     x = args[4]
     return [x.new_empty(0) if grad is None else grad for grad in gradients_of_sequence(*args)]
 
 
 def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
     *layer, _, _, _, _, save, keep_every, _ = args
-    y, h_n, c_n, gates, c = _program._fake_forward(*layer, save)
+    y, h_n, c_n, gates, c = _program.fake_forward(*layer, save)
     return y, h_n, c_n, gates.new_empty(0) if keep_every else gates, c
 
 
 def _fake_backward(*args: Any) -> list[Tensor]:
     *grads, _ = args[:4]
     *layer, _, _, reset_h, reset_c, y, gates, c, needs, _, _ = args[4:]
-    found = _program._fake_backward(*grads, *layer, y, gates, c, needs[:-2])
+    found = _program.fake_backward(*grads, *layer, y, gates, c, needs[:-2])
     states = zip((reset_h, reset_c), needs[-2:], strict=True)
     return [*found, *(y.new_empty(t.shape if need else (0,)) for t, need in states)]
 

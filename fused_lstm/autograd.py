@@ -14,6 +14,10 @@ from torch import Tensor
 
 from fused_lstm import _onnx, _ops, _transforms, reference
 
+# ``reverse`` of a layer of one direction, and of both.
+FORWARD = [False]
+BOTH = [False, True]
+
 
 def lstm_layer(
     x: Tensor,
@@ -191,7 +195,7 @@ class LSTMLayerBackward(torch.autograd.Function):
             found = reference_gradients(*args[:7], ctx.reverse, ctx.needs, *args[7:])
             return tuple(found[k] for k in used)
 
-        found = _pull_back(first, [inputs[k] for _, k in wanted], [grads[k] for k in used])
+        found = pull_back(first, [inputs[k] for _, k in wanted], [grads[k] for k in used])
         result: list[Tensor | None] = [None] * len(asked)
         for (p, _), grad in zip(wanted, found, strict=True):
             result[p] = grad
@@ -226,10 +230,10 @@ def reference_gradients(
         return tuple(t for t, grad in zip(found, grads, strict=True) if grad is not None)
 
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-    return _pull_back(outputs, wanted, [grad for grad in grads if grad is not None])
+    return pull_back(outputs, wanted, [grad for grad in grads if grad is not None])
 
 
-def _pull_back(
+def pull_back(
     function: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],

@@ -13,9 +13,8 @@ from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
 from fused_lstm._checks import HALF_A_STATE, State, refusal_of_cell
 from fused_lstm._tracing import leaf_call, refuse_script
-from fused_lstm.autograd import lstm_layer
+from fused_lstm.autograd import FORWARD, lstm_layer
 
-_FORWARD = [False]
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -133,5 +132,5 @@ def _one_step(
     weights: list[Tensor],
 ) -> State:
     h0, c0 = (None if t is None else t.unsqueeze(0) for t in (h0, c0))
-    _, h, c = layer(x.unsqueeze(0), None, h0, c0, weights, _FORWARD)
+    _, h, c = layer(x.unsqueeze(0), None, h0, c0, weights, FORWARD)
     return h.squeeze(0), c.squeeze(0)

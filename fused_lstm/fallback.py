@@ -22,9 +22,7 @@ def lstm(
     """All layers of ``x [T, B, I]`` or packed ``[N, I]``; arguments as of ``fused_lstm.lstm``."""
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     if hx is None:
-        gates, proj = params[0][1].shape
-        h0, c0 = (x.new_zeros(len(params), batch, size) for size in (proj, gates // 4))
-        hx = (h0, c0)
+        hx = zero_state(x, batch, params)
     check_shapes(x, *hx, params[0], len(params), batch)
     flat = [p for group in params for p in group]
     layers = len(params) // (2 if bidirectional else 1)
@@ -35,6 +33,12 @@ def lstm(
         if batch_sizes is None:
             return torch.lstm(x, hx, flat, *options, False)
         return torch.lstm(x, batch_sizes, hx, flat, *options)
+
+
+def zero_state(x: Tensor, batch: int, params: Sequence[Sequence[Tensor]]) -> State:
+    """What ``hx=None`` means: ``h0 [L*D, B, P]`` and ``c0 [L*D, B, H]``."""
+    gates, proj = params[0][1].shape
+    return x.new_zeros(len(params), batch, proj), x.new_zeros(len(params), batch, gates // 4)
 
 
 def lstm_cell(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> State:

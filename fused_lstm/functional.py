@@ -13,11 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
 from fused_lstm._checks import HALF_A_STATE, State, refusal_of_layer
-from fused_lstm.autograd import lstm_layer
+from fused_lstm.autograd import BOTH, FORWARD, lstm_layer
 from fused_lstm.sequences import SequenceCall
 
-_FORWARD = [False]
-_BOTH = [False, True]
 Run = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
@@ -174,17 +172,12 @@ def _packed(
                 )
         hx = tuple(state.index_select(1, sorted_indices) for state in hx)
     if hx is None and sorted_indices is not None and torch.compiler.is_compiling():
-        hx = _zeros(x, sorted_indices.shape[0], params)  # tracing cannot read B in batch_sizes
+        # Tracing cannot read B in batch_sizes.
+        hx = fallback.zero_state(x, sorted_indices.shape[0], params)
     y, h_n, c_n = _layers(run, x, batch_sizes, hx, params, bidirectional, dropout)
     if unsorted_indices is not None:
         h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
-
-
-def _zeros(x: Tensor, batch: int, params: Sequence[Sequence[Tensor]]) -> State:
-    """The state that ``hx=None`` means."""
-    gates, proj = params[0][1].shape
-    return x.new_zeros(len(params), batch, proj), x.new_zeros(len(params), batch, gates // 4)
 
 
 def _layers(
@@ -232,9 +225,9 @@ def _fused(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layer after layer, with dropout on the output of every layer but the last."""
     h0, c0 = (None, None) if hx is None else hx
-    reverse = _FORWARD
+    reverse = FORWARD
     if bidirectional:
-        reverse = _BOTH
+        reverse = BOTH
         params = [[*params[k], *params[k + 1]] for k in range(0, len(params), 2)]
     if len(params) == 1:
         return layer(x, batch_sizes, h0, c0, params[0], reverse)

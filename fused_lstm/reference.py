@@ -16,7 +16,10 @@ from torch import Tensor
 from fused_lstm._autocast import without_autocast
 from fused_lstm._checks import check_shapes
 
-_HALF_TYPES = (torch.bfloat16, torch.float16)
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that products are summed and c is carried in: float32 for those of 16 bits."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def lstm_layer(
@@ -190,8 +193,8 @@ def _one_direction(
     Returns ``y [N, P]``, ``h_n [B, P]``, ``c_n [B, H]``, gates ``[N, 4H]`` and ``c [N, H]``.
     """
     dtype = x.dtype
-    sum_dtype = torch.float32 if dtype in _HALF_TYPES else dtype
-    w_ih, w_hh, *rest = (w.to(sum_dtype) for w in weights)
+    wide = sum_dtype(dtype)
+    w_ih, w_hh, *rest = (w.to(wide) for w in weights)
     w_hr = rest.pop() if len(rest) % 2 else None
     bias = rest[0] + rest[1] if rest else None
     out_size, hidden_size = w_hh.shape[1], w_hh.shape[0] // 4
@@ -200,8 +203,8 @@ def _one_direction(
     # begun hold the initial state (backward): one loop serves both.
     h = x.new_zeros(batch, out_size) if h0 is None else h0
     c = x.new_zeros(batch, hidden_size) if c0 is None else c0
-    c = c.to(sum_dtype)
-    x_gates = F.linear(x.to(sum_dtype), w_ih, bias).split(rows_per_step)  # T x [rows, 4H]
+    c = c.to(wide)
+    x_gates = F.linear(x.to(wide), w_ih, bias).split(rows_per_step)  # T x [rows, 4H]
     steps = range(len(rows_per_step))
     ys: list[Tensor] = []
     all_gates: list[Tensor] = []
@@ -209,7 +212,7 @@ def _one_direction(
     for t in reversed(steps) if backwards else steps:
         rows = rows_per_step[t]
         h, c = masks.before(t, h, c)
-        gates = x_gates[t] + F.linear(h[:rows].to(sum_dtype), w_hh)
+        gates = x_gates[t] + F.linear(h[:rows].to(wide), w_hh)
         i, f, g, o = gates.chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c_t = f * c[:rows] + i * g
