@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -37,7 +38,7 @@ def report() -> Iterator[tuple[str, str]]:
         yield "openmp", "yes" if built["openmp"] else "no: the kernels run on one thread"
         yield "measured", machine_line(_ops.extension.cpu_machine("float32"))
         yield "cuda", cuda_line(built)
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for dtype in _ops.DTYPES:
         reason = _ops.unavailable("cpu", dtype)
         yield f"cpu {name_of(dtype)}", "fused" if reason is None else f"fallback: {reason}"
     in_force = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("FUSED_LSTM_")]
@@ -120,18 +121,27 @@ def self_test(device: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def main() -> int:
-    """Print the report and run the self-test.
+def main(arguments: list[str]) -> int:
+    """Print the report and run the self-test, or ``profile`` a model.
 
     Returns:
-        0 if every comparison passed and the fused kernels run (or are switched off), else 1.
+        0 if every comparison passed and the fused kernels run (or are switched off), else 1; of
+        ``profile`` what it returns.
     """
+    if arguments[:1] == ["profile"]:
+        return _profile.main(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m fused_lstm",
+        description=__doc__.replace("``", ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(arguments)  # there are none but --help
     for name, value in report():
         print(f"{name:16} {value}")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     failed = _ops.extension is None and not _ops.disabled()
     for device in devices:
-        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for dtype in _ops.DTYPES:
             problem = self_test(device, dtype)
             failed = failed or problem is not None
             print(f"{'self-test':16} {device} {name_of(dtype)}: {problem or 'passed'}")
@@ -139,6 +149,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["profile"]:
-        sys.exit(_profile.main(sys.argv[2:]))
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
