@@ -192,6 +192,7 @@ class Scaled(nn.Module):
 
 WITHOUT_KERNELS = {
     "fallback": lambda module: module,
+    "fallback, compiled": lambda module: module.compile(backend="eager") or module,
     "parametrized": lambda module: (
         nn.utils.parametrize.register_parametrization(module, "weight_hh_l0", Scaled()) and module
     ),
@@ -203,7 +204,7 @@ WITHOUT_KERNELS = {
 @pytest.mark.parametrize("name", WITHOUT_KERNELS)
 def test_no_dropout_where_the_layer_itself_runs(request, name):
     """Also in training mode, which the layer keeps; and what computes its weights still runs."""
-    if name == "fallback":
+    if "fallback" in name:
         request.getfixturevalue("fallback")
     _, module = CASE.with_(layers=3, dropout=0.5).modules()
     module = WITHOUT_KERNELS[name](module).train()
@@ -235,6 +236,30 @@ def test_calls_of_several_threads_take_turns(request, kind):
     for thread in threads:
         thread.join()
     wait.remove()
+    for a, b in zip(stream.state, expected, strict=True):
+        close(a, b.detach())
+
+
+def test_threads_that_find_other_weights_pack_them_once(backend, monkeypatch):
+    """The second would begin with a state that lacks the step of the first."""
+    _, module = CASE.modules()
+    x, stream = torch.randn(3, 5).double(), module.stream(3)
+    module.double()
+    _, expected = module(x.expand(4, 3, 5))
+    begin, begun = stream._begin, []
+
+    def slowly(state):
+        begun.append(state)
+        time.sleep(0.02)
+        begin(state)
+
+    monkeypatch.setattr(stream, "_begin", slowly)
+    threads = [threading.Thread(target=lambda: stream(x)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == 1
     for a, b in zip(stream.state, expected, strict=True):
         close(a, b.detach())
 
