@@ -104,7 +104,7 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
 };
 
 // Saved before the weights, in this order.
-enum Saved { X, BATCH_SIZES, H0, C0, LENGTHS, RESET, RESET_H, RESET_C, Y, GATES, C, WEIGHTS };
+enum SavedPlace { X, BATCH_SIZES, H0, C0, LENGTHS, RESET, RESET_H, RESET_C, Y, GATES, C, WEIGHTS };
 
 variable_list LayerFunction::forward(AutogradContext* context, const Tensor& x,
                                      const OptionalTensor& h0, const OptionalTensor& c0,
@@ -126,7 +126,7 @@ variable_list LayerFunction::forward(AutogradContext* context, const Tensor& x,
   saved[Y] = saved_y;
   saved[GATES] = state->gates;
   saved[C] = state->c;
-  const auto save = [&](Saved place, const OptionalTensor& tensor) {
+  const auto save = [&](SavedPlace place, const OptionalTensor& tensor) {
     if (is_given(tensor)) saved[place] = *tensor;
   };
   save(BATCH_SIZES, a.batch_sizes);
@@ -154,7 +154,7 @@ OptionalTensor if_defined(const Tensor& tensor) {
 
 BackwardCall read_call(AutogradContext* context, const variable_list& grads) {
   const variable_list saved = context->get_saved_variables();
-  const auto given = [&](Saved place) { return if_defined(saved[place]); };
+  const auto given = [&](SavedPlace place) { return if_defined(saved[place]); };
   BackwardCall call;
   call.grad_y = if_defined(grads[0]);
   call.grad_h_n = if_defined(grads[1]);

@@ -99,8 +99,7 @@ Forward lstm_ensemble(const Tensor& x, const OptionalTensor& batch_sizes, const 
       std::apply([&](const auto&... tensors) { return Forward{stacked(size, tensors)...}; },
                  allocate(call, member(x, 0)));
   if (call.problem.rows == 0) {
-    set_state(std::get<1>(out), h0);
-    set_state(std::get<2>(out), c0);
+    compute_nothing(h0, c0, out);
     return out;
   }
   for_members(size, [&](int64_t k) {
@@ -143,9 +142,7 @@ std::vector<Tensor> lstm_ensemble_backward(
     grads.push_back(stacked(size, one));
   }
   if (call.problem.rows == 0) {
-    for (const Tensor& grad : grads) grad.zero_();
-    if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
-    if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
+    compute_no_gradients(grad_h_n, grad_c_n, needs, grads);
     return grads;
   }
   for_members(size, [&](int64_t k) {

@@ -140,36 +140,13 @@ class ForwardMember {
 
   // One step: gates, c and h of this member's rows and units.
   void step(int d, const TimeOrder& order, int64_t s, int64_t first_row) {
-    const ForwardDirection<T>& b = layout_.direction(d);
-    const DirectionWeights<T>& w = a_.weights[d];
-    const int64_t hidden = p_.hidden_size, out = p_.output_size(), y_stride = p_.directions * out;
-    const int64_t here = order.offset(s), saved = d * saved_.rows();
     GateDot<T> dot{};
     GateStep<T>& g = dot.step;
     g.rows = rows_.count(order.size(s));
-    g.hidden = hidden;
-    if (!batched_input()) {
-      g.x_size = p_.input_size;
-      if (steps_.placed()) {
-        list_input(order, s, scratch_.x_rows);
-        g.x.list = scratch_.x_rows;
-      } else {
-        g.x = {a_.x.row(steps_, order.time(s), rows_.row(0)), rows_.step() * a_.x.row_stride};
-      }
-    }
+    g.hidden = p_.hidden_size;
+    if (!batched_input()) set_input(order, s, &g);
     set_state(d, order, s, &g);
-    g.c_next = mine(b.c0, hidden);
-    if (keeps(s)) {
-      g.c_next = saved_rows_.at(a_.c + saved * hidden, hidden, here, g.rows, scratch_.c_next_rows);
-    }
-    if (a_.gates != nullptr) {
-      g.gates = saved_rows_.at(a_.gates + saved * 4 * hidden, 4 * hidden, here, g.rows,
-                               scratch_.gates_rows);
-    }
-    g.h_next = p_.proj_size > 0
-                   ? mine(b.m, hidden)
-                   : step_rows_.at(a_.y + d * out, y_stride, here, g.rows, scratch_.y_rows);
-
+    set_results(d, order, s, &g);
     if (plan_.algorithm == Algorithm::panels) {
       if (g.x_size > 0) g.x = k_.operands(g.x, g.rows, g.x_size, scratch_.x_operands);
       if (g.h_size > 0) g.h_prev = k_.operands(g.h_prev, g.rows, g.h_size, scratch_.h_operands);
@@ -177,31 +154,70 @@ class ForwardMember {
     for_each_by_turns(panels_, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.unit = panel * k_.lanes;
       g.units = gate_panels_.units(panel);
-      if (plan_.algorithm == Algorithm::dot) {
-        g.w_x = w.w_ih;
-        g.w_h = w.w_hh;
-        dot.b_ih = w.b_ih;
-        dot.b_hh = w.b_hh;
-        return k_.gate_dot(dot);
+      if (plan_.algorithm == Algorithm::panels) {
+        set_panel(d, panel, next, first_row, &g);
+        return k_.gate_step(g);
       }
-      if (plan_.pack_late) {
-        gate_panels_.pack(w.w_ih, p_.input_size, panel, scratch_.w_x);
-        if (g.h_size > 0) gate_panels_.pack(w.w_hh, out, panel, scratch_.w_h);
-        g.w_x = scratch_.w_x;
-        g.w_h = scratch_.w_h;
-      } else {
-        g.w_x = b.w_x + panel * input_panel();
-        g.w_h = b.w_h + panel * hidden_panel();
-        g.w_x_ahead = next < 0 ? nullptr : b.w_x + next * input_panel();
-        g.w_h_ahead = next < 0 ? nullptr : b.w_h + next * hidden_panel();
-      }
-      g.init = b.bias + panel * width();
-      if (batched_input()) {
-        g.init_stride = width();
-        g.init = projected(panel) + first_row * width();
-      }
-      k_.gate_step(g);
+      const DirectionWeights<T>& w = a_.weights[d];
+      g.w_x = w.w_ih;
+      g.w_h = w.w_hh;
+      dot.b_ih = w.b_ih;
+      dot.b_hh = w.b_hh;
+      k_.gate_dot(dot);
     });
+  }
+
+  // Where the input of walk step s lies.
+  void set_input(const TimeOrder& order, int64_t s, GateStep<T>* g) {
+    g->x_size = p_.input_size;
+    if (steps_.placed()) {
+      list_input(order, s, scratch_.x_rows);
+      g->x.list = scratch_.x_rows;
+    } else {
+      g->x = {a_.x.row(steps_, order.time(s), rows_.row(0)), rows_.step() * a_.x.row_stride};
+    }
+  }
+
+  // Where c and h of walk step s go, and what is saved.
+  void set_results(int d, const TimeOrder& order, int64_t s, GateStep<T>* g) {
+    const ForwardDirection<T>& b = layout_.direction(d);
+    const int64_t hidden = p_.hidden_size, out = p_.output_size();
+    const int64_t here = order.offset(s), saved = d * saved_.rows();
+    g->c_next = mine(b.c0, hidden);
+    if (keeps(s)) {
+      g->c_next =
+          saved_rows_.at(a_.c + saved * hidden, hidden, here, g->rows, scratch_.c_next_rows);
+    }
+    if (a_.gates != nullptr) {
+      g->gates = saved_rows_.at(a_.gates + saved * 4 * hidden, 4 * hidden, here, g->rows,
+                                scratch_.gates_rows);
+    }
+    g->h_next = p_.proj_size > 0 ? mine(b.m, hidden)
+                                 : step_rows_.at(a_.y + d * out, p_.directions * out, here, g->rows,
+                                                 scratch_.y_rows);
+  }
+
+  // The packed weights of a panel, and those to fetch ahead, of `next`; where the input is batched
+  // its projection.
+  void set_panel(int d, int64_t panel, int64_t next, int64_t first_row, GateStep<T>* g) {
+    const ForwardDirection<T>& b = layout_.direction(d);
+    if (plan_.pack_late) {
+      const DirectionWeights<T>& w = a_.weights[d];
+      gate_panels_.pack(w.w_ih, p_.input_size, panel, scratch_.w_x);
+      if (g->h_size > 0) gate_panels_.pack(w.w_hh, p_.output_size(), panel, scratch_.w_h);
+      g->w_x = scratch_.w_x;
+      g->w_h = scratch_.w_h;
+    } else {
+      g->w_x = b.w_x + panel * input_panel();
+      g->w_h = b.w_h + panel * hidden_panel();
+      g->w_x_ahead = next < 0 ? nullptr : b.w_x + next * input_panel();
+      g->w_h_ahead = next < 0 ? nullptr : b.w_h + next * hidden_panel();
+    }
+    g->init = b.bias + panel * width();
+    if (batched_input()) {
+      g->init_stride = width();
+      g->init = projected(panel) + first_row * width();
+    }
   }
 
   // h and c before walk step s: of the step before, and the initial state of rows that begin here.

@@ -124,14 +124,6 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
 
 }  // namespace
 
-void set_state(const at::Tensor& to, const OptionalTensor& from) {
-  if (is_given(from)) {
-    to.copy_(*from);
-  } else {
-    to.zero_();
-  }
-}
-
 at::Tensor dense(const OptionalTensor& tensor) {
   return is_given(tensor) ? tensor->contiguous() : at::Tensor();
 }
@@ -145,6 +137,21 @@ std::vector<at::Tensor> converted(at::TensorList tensors, at::ScalarType type) {
 
 OptionalTensor converted(const OptionalTensor& tensor, at::ScalarType type) {
   return is_given(tensor) ? OptionalTensor(tensor->to(type)) : std::nullopt;
+}
+
+void compute_nothing(const OptionalTensor& h0, const OptionalTensor& c0, const Forward& out) {
+  const auto set = [](const at::Tensor& to, const OptionalTensor& from) {
+    is_given(from) ? to.copy_(*from) : to.zero_();
+  };
+  set(std::get<1>(out), h0);
+  set(std::get<2>(out), c0);
+}
+
+void compute_no_gradients(const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                          const c10::List<bool>& needs, const std::vector<at::Tensor>& grads) {
+  for (const at::Tensor& grad : grads) grad.zero_();
+  if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
+  if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
 }
 
 Forward allocate(const LayerCall& call, const at::Tensor& x) {
@@ -215,8 +222,7 @@ Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const
   }
   const Forward out = allocate(call, x);
   if (call.problem.rows == 0) {
-    set_state(std::get<1>(out), h0);
-    set_state(std::get<2>(out), c0);
+    compute_nothing(h0, c0, out);
     return out;
   }
   compute(call, {x, h0, c0, weights, reverse}, out);
@@ -248,9 +254,7 @@ std::vector<at::Tensor> lstm_layer_backward(
     grads.push_back(pooled_tensor({p.directions, p.rows, 4 * p.hidden_size}, x.options()));
   }
   if (call.problem.rows == 0) {
-    for (const at::Tensor& grad : grads) grad.zero_();
-    if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
-    if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
+    compute_no_gradients(grad_h_n, grad_c_n, needs, grads);
     return grads;
   }
   compute_gradients(call, {x, h0, c0, weights, reverse},

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "ranges.h"
+
 namespace fused_lstm::cpu {
 namespace {
 
@@ -29,8 +31,6 @@ constexpr double kL2BytesPerCycle = 40;  // a vector of weights from L2
 // stored once per chunk, 8 vectors for 4 * rows multiply-adds, and 1024 rows of a panel (256 KiB)
 // still fit the L2 cache.
 constexpr int64_t kGradientRows = 1024;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What one direction does at every step, in vectors of this machine.
 struct Loop {

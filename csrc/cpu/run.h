@@ -33,8 +33,11 @@ std::vector<at::Tensor> allocate_gradients(const LayerCall& call, const at::Tens
 void compute_gradients(const LayerCall& call, const Arguments& arguments, const Saved& saved,
                        const std::vector<at::Tensor>& grads);
 
-// to = from, or zeros for none.
-void set_state(const at::Tensor& to, const OptionalTensor& from);
+// The same where there are no rows: the last state is the first, and so is its gradient.
+void compute_nothing(const OptionalTensor& h0, const OptionalTensor& c0, const Forward& out);
+void compute_no_gradients(const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                          const c10::List<bool>& needs, const std::vector<at::Tensor>& grads);
+
 // Undefined for none.
 at::Tensor dense(const OptionalTensor& tensor);
 // In another type, for what has no kernels in its own.

@@ -229,8 +229,7 @@ Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
   const Forward out = allocate(call, x);
   if (segments) return run_segments(call, *segments, arguments, s, out);
   if (call.problem.rows == 0) {
-    set_state(std::get<1>(out), h0);
-    set_state(std::get<2>(out), c0);
+    compute_nothing(h0, c0, out);
     return out;
   }
   compute(call, arguments, out);
@@ -354,9 +353,7 @@ std::vector<at::Tensor> lstm_sequence_backward(
   if (p.rows > 0) {
     compute_gradients(call, arguments, saved, grads);
   } else {
-    for (const at::Tensor& grad : grads) grad.zero_();
-    if (needs.get(1) && is_given(grad_h_n)) grads[1].copy_(*grad_h_n);
-    if (needs.get(2) && is_given(grad_c_n)) grads[2].copy_(*grad_c_n);
+    compute_no_gradients(grad_h_n, grad_c_n, needs, grads);
   }
   for (int i = 0; i < 2; ++i) grads.push_back(at::empty({0}, x.options()));
   return grads;
