@@ -36,7 +36,7 @@ def rates_table(results: list[Result]) -> Table:
         table.add_column(heading, justify="right")
     for result in results:
         by = result.limit.by if result.limit else units.NOT_KNOWN
-        memory = two(result, field("peak_memory", units.size))
+        memory = two(result, field("first_call_memory", units.size))
         table.add_row(row_name(result), *two(result, rate), by, *memory)
     return table
 

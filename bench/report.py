@@ -115,7 +115,7 @@ COLUMNS = [
     Column("\nquartiles", lambda r: quartiles(r, BASELINE), quartiles, 100),
     Column("\nlimit", lambda r: units.seconds(r.limit.seconds if r.limit else None), nothing, 100),
     *pair("reached", share),
-    *pair("memory", field("peak_memory", units.size), 130),
+    *pair("memory", field("first_call_memory", units.size), 130),
     *pair("GFLOP/s", rate, 160),
     *pair("error", field("error", units.error), 160),
 ]

@@ -53,7 +53,7 @@ class Measurement:
     """One provider on one row."""
 
     seconds: list[float] = field(default_factory=list)  # per call, one entry per round
-    peak_memory: int | None = None  # bytes above what was there before a first call
+    first_call_memory: int | None = None  # the most that it holds, in bytes: see memory.py
     setup_seconds: float | None = None  # to compile
     error: float | None = None  # from float64, relative to the largest element; the worst tensor's
     error_ratio: float | None = None  # that over nn.LSTM's

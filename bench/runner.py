@@ -165,7 +165,7 @@ class Row:
             memory = peak_memory(provider, self.problem, mode, prepared.run)
         once = Turn(prepared.run, settings=provider.settings)
         turn = replace(once, repeats=repeats_for(once.seconds()), calls=self.workload.calls)
-        return Measurement(peak_memory=memory, **known), turn
+        return Measurement(first_call_memory=memory, **known), turn
 
 
 def first_line(error: Exception) -> str:

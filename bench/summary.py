@@ -69,13 +69,13 @@ def gains(results: list[Result]) -> Means | None:
     """
     apart = (GRID, MEMBERS)
     rows = [result for result in results if result.workload.group not in apart] or results
-    return over_same_rows("all, over its fastest form", rows, Result.gain)
+    return over_same_rows("all, over nn.LSTM's fastest form", rows, Result.gain)
 
 
 def less_memory(result: Result) -> Spread | None:
     """How many times less memory training holds with recompute than without."""
     sizes = [
-        result.measurements[name].peak_memory if name in result.measurements else None
+        result.measurements[name].first_call_memory if name in result.measurements else None
         for name in (FUSED, "recompute")
     ]
     return Spread(*[sizes[0] / sizes[1]] * 3) if all(sizes) else None

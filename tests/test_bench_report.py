@@ -305,6 +305,16 @@ def test_json_round_trip():
     assert results.from_json(written) == run
 
 
+def test_memory_of_older_runs_is_not_taken_for_that_of_a_first_call():
+    """Theirs was of a call that found what another had freed, as far as nothing for fused_lstm."""
+    values = results.to_json(Run(fakes.ENVIRONMENT, [fakes.result(2.0)]))
+    ours = values["results"][0]["providers"]["fused_lstm"]
+    ours["peak_memory"] = ours.pop("first_call_memory")
+    (read,) = results.from_json(values).results
+    assert read.measurements["fused_lstm"].first_call_memory is None
+    assert read.measurements["nn.LSTM"].first_call_memory
+
+
 def test_json_says_what_other_programs_want_to_know():
     values = results.to_json(Run(fakes.ENVIRONMENT, [fakes.result(2.0, brgemm_gflops=200.0)]))
     (row,) = values["results"]
@@ -313,7 +323,7 @@ def test_json_says_what_other_programs_want_to_know():
     assert row["providers"]["fused_lstm"]["median"] == pytest.approx(12.3456e-3)
     assert row["share_of_limit"]["fused_lstm"] == pytest.approx(0.5)
     assert row["brgemm_gflops"] == 200.0
-    assert row["providers"]["fused_lstm"]["peak_memory"] == 98765432
+    assert row["providers"]["fused_lstm"]["first_call_memory"] == 98765432
 
 
 @pytest.mark.parametrize(
