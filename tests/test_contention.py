@@ -109,6 +109,7 @@ def test_halvings_are_taken_back_one_after_the_other(contention):
 
 
 CALLS = """
+import threading
 import time
 import torch
 import fused_lstm
@@ -117,16 +118,26 @@ from fused_lstm import _ops
 torch.set_num_threads(2)
 module, x = fused_lstm.LSTM(64, 256), torch.randn(20, 32, 64)
 stream = module.stream(32)
-results = []
+results, found = [], []
 
-def threads():
+def call():
     with torch.no_grad():
         results.append(module(x)[0])
-    found = _ops.extension.last_cpu_plan()["threads"]
+    found.append(_ops.extension.last_cpu_plan()["threads"])
+
+def call_stream():
     stream.reset()
     results.append(stream(x))
-    assert found == _ops.extension.last_cpu_plan()["threads"]
-    return found
+    found.append(_ops.extension.last_cpu_plan()["threads"])
+
+def threads():
+    found.clear()
+    for run in (call, call_stream):  # the last plan is one of its thread
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert found[0] == found[1], found
+    return found[0]
 
 print(threads())
 for _ in range(8):
