@@ -49,7 +49,7 @@ py::dict plan(int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_s
               int64_t proj_size, int directions, const std::string& dtype,
               const std::string& device, int threads, bool training,
               const std::vector<int64_t>& batch_sizes, bool allow_tf32, const py::dict& machine,
-              const std::string& request) {
+              const std::string& request, int64_t keep_every) {
   const Steps walked = batch_sizes.empty() ? Steps(steps, batch) : Steps(batch_sizes);
   LstmProblem problem;
   problem.steps = walked.steps();
@@ -61,6 +61,7 @@ py::dict plan(int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_s
   problem.directions = directions;
   problem.dtype = dtype_named(dtype);
   problem.save = training;
+  problem.keep_every = training ? keep_every : 0;
   problem.packed = walked.packed();
   if (device == "cpu") return cpu::plan_facts(problem, walked, threads, machine, request);
   return cuda::plan_facts(problem, device, allow_tf32, request);
@@ -124,6 +125,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("device") = "cpu",
         py::arg("threads") = 0, py::arg("training") = false,
         py::arg("batch_sizes") = std::vector<int64_t>{}, py::arg("allow_tf32") = false,
-        py::arg("machine") = py::dict(), py::arg("request") = "");
+        py::arg("machine") = py::dict(), py::arg("request") = "", py::arg("keep_every") = 0);
   cuda::bind(m);
 }

@@ -104,6 +104,7 @@ def explain(
                 device="cuda" if data.is_cuda else "cpu",
                 training=training,
                 batch_sizes=batch_sizes,
+                keep_every=0 if no_kernel or (inside and is_last) else recompute,
             )
         lines += _plan_lines(layer, plan)
         if inside and is_last:

@@ -143,3 +143,14 @@ def test_resets_of_an_unbatched_sequence(extension, batch_first):
     )
     reset[[0, 3]] = True
     assert "3 steps, batch 2 (1 rows of 5 steps" in fused_lstm.explain(module, x, reset=reset)
+
+
+@pytest.mark.parametrize("options", [{}, {"return_cells": True}], ids=["plain", "cells"])
+@pytest.mark.parametrize("T", [2, 40])
+def test_steps_that_are_computed_again(extension, T, options):
+    """They are so as they were: with as few rows as here, by the weights as they lie."""
+    module, x = fused_lstm.LSTM(8, 200, recompute=2), torch.randn(T, 1, 8)
+    module(x, **options)[0].sum().backward()
+    ran = extension.last_cpu_plan(backward=True)["algorithm"]
+    assert f"backward_algorithm={ran}" in fused_lstm.explain(module, x, **options)
+    assert ran == ("dot" if T == 2 and not options else "panels")
