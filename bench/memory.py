@@ -6,13 +6,15 @@ keep for the next one, which would then use it unseen.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -79,10 +81,32 @@ def first_peak(name: str, workload: Workload, mode: str, threads: int) -> int:
     return peak
 
 
+def start_server() -> None:
+    """What every such process is forked from. All of them leave Ctrl-C to the one that asks."""
+    forkserver.set_forkserver_preload(PRELOADED)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the new process has it from here
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def ctrl_c_later() -> Iterator[None]:
+    """A process that is about to start is waited for, else it misses what it was to be told."""
+    asked: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if asked:
+        raise KeyboardInterrupt
+
+
 def be_quiet() -> None:
-    """The process that asks has warned already, and hears Ctrl-C itself."""
+    """The process that asks has warned already."""
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def peak_on_gpu(run: Callable[[], object]) -> int:
@@ -101,8 +125,9 @@ def peak_memory(
         return peak_on_gpu(run)
     if provider.compiles or not can_watch():
         return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with ProcessPoolExecutor(1, context, be_quiet) as process:
-        asked = (provider.name, problem.workload, mode, problem.threads)
-        return process.submit(first_peak, *asked).result()
+    asked = (provider.name, problem.workload, mode, problem.threads)
+    with ctrl_c_later():
+        start_server()
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(1, context, be_quiet) as process:
+            return process.submit(first_peak, *asked).result()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from bench.problem import Problem, make_problem
 from bench.providers import BASELINE, FUSED, PROVIDERS
 from bench.workloads import DENSE, INFERENCE, MEMBERS, STEPPING, TRAINING, Workload
 
+ROOT = Path(__file__).parent.parent
 T, B, H = 60, 16, 256
 ROW = Workload("row", DENSE, B, T, 64, (H,))
 OUTPUT, GATES = 4 * T * B * H, 4 * 4 * T * B * H  # bytes
@@ -91,6 +96,43 @@ def test_peak_is_of_the_call() -> None:
 def test_a_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match="unflatten"):
         peak(FUSED, replace(ROW, members=7))
+
+
+@needs_peaks
+def test_no_process_for_memory_hears_ctrl_c():
+    """Nor the one that all are forked from, which starts with megabytes of imports."""
+    code = """
+import os, signal, time
+from multiprocessing import forkserver
+from bench import memory
+memory.start_server()
+os.kill(forkserver._forkserver._forkserver_pid, signal.SIGINT)
+time.sleep(0.5)
+print(os.waitpid(forkserver._forkserver._forkserver_pid, os.WNOHANG))
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert (run.stdout, run.stderr) == ("(0, 0)\n", "")
+
+
+@needs_peaks
+def test_ctrl_c_waits_for_the_process(monkeypatch):
+    ended = []
+
+    class Pool(memory.ProcessPoolExecutor):
+        def submit(self, *arguments):
+            signal.raise_signal(signal.SIGINT)
+            future = super().submit(*arguments)
+            future.add_done_callback(ended.append)
+            return future
+
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        peak(FUSED)
+    assert [future.exception() for future in ended] == [None]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_unknown_memory_is_unknown(monkeypatch, tmp_path):
