@@ -134,6 +134,8 @@ def test_the_gain_is_over_the_fastest_form_of_nn_lstm():
     assert row.gain().median == pytest.approx(1.5)
     assert row.faster().median == pytest.approx(3.0)
     assert "1.50 times faster" in summary.headline(Run(fakes.ENVIRONMENT, [row]))
+    exact = replace(padded["padded"], error=0.0)
+    assert fakes.result(3.0, "packed", INFERENCE, {"padded": exact}).gain().median < 1.6
     not_the_same = replace(padded["padded"], error=None)  # nothing could be compared
     assert fakes.result(3.0, "packed", INFERENCE, {"padded": not_the_same}).gain().median == 3.0
 
