@@ -9,23 +9,30 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no process")
 
-# One thread measures the machine for ever other kernels, and holds what it measured under a lock.
+# One thread measures the machine for ever other numbers of threads and types, without Python's own
+# lock and under one of the package's.
 MEASURING = """
 import os, threading, time
 import torch
 import fused_lstm
 from fused_lstm import _ops
 
-extension = _ops.extension
 begun = threading.Event()
+module, x = fused_lstm.LSTM(3, 4), torch.randn(2, 3, 3)
+double = fused_lstm.LSTM(3, 4).double()
 
 def measure():
     begun.set()
-    for threads in range(1, 30):
-        for dtype in ("float64", "float32"):
-            extension.cpu_machine(dtype, threads=threads)
+    with torch.no_grad():
+        for threads in range(2, 12):
+            torch.set_num_threads(threads)
+            module(x)
+            double(x.double())
 
-module, x = fused_lstm.LSTM(3, 4), torch.randn(2, 3, 3)
+torch.set_num_threads(2)
+with torch.no_grad():
+    fused_lstm.LSTM(64, 256)(torch.randn(20, 32, 64))
+assert _ops.extension.last_cpu_plan()["threads"] == 2  # this thread has a pool, the child has none
 thread = threading.Thread(target=measure)
 thread.start()
 begun.wait()
@@ -35,7 +42,8 @@ while thread.is_alive() and forks < 20:
     if child == 0:
         with torch.no_grad():
             module(x)
-        extension.cpu_machine("float64", threads=64)
+        _ops.extension.cpu_machine(threads=2, batch=1)
+        _ops.extension.cpu_machine("float64", threads=3)
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     forks += 1
