@@ -298,13 +298,12 @@ def transforms(run: Run) -> Iterator[Bar]:
             yield at_least(f"{r.workload.name}: over one call", 0.9, whole.median)
         if r.workload.name in MEMBERS_BARS and r.faster():
             yield at_least(r.workload.name, MEMBERS_BARS[r.workload.name], r.faster().median)
-        if (compiled := r.time("fused-compile")) and (eager := r.time("pointwise")):
+        if over_eager := r.faster("pointwise", "fused-compile"):
             seconds = r.measurements["fused-compile"].setup_seconds
             yield at_most("torch.compile, 128 steps: seconds of the first call", 20, seconds)
-            ratio = eager.median / compiled.median
-            yield at_least("torch.compile, 128 steps: over eager", NOISE, ratio)
-        if (taken := r.time("fallback")) and (theirs := r.time(BASELINE)):
-            fallback.append(taken.median / theirs.median)
+            yield at_least("torch.compile, 128 steps: over eager", NOISE, over_eager.median)
+        if slower := r.faster("fallback", BASELINE):
+            fallback.append(slower.median)
     if fallback:
         yield at_most("slowest fallback over nn.LSTM", 1.05, max(fallback))
 
