@@ -216,3 +216,37 @@ def test_this_machine_is_measured_once():
     assert first["threads"] == 2
     # What two threads get from the shared cache each is no more than a core gets from its own.
     assert first["l2_bytes"] < first["shared_bytes"]
+
+
+MEASURED = {
+    "threads": 8, "shared_rate": 30, "shared_rate_two": 28, "shared_rate_all": 20,
+    "barrier_ns_two": 300, "barrier_ns_all": 900, "fork_ns_two": 2000, "fork_ns_all": 5000,
+    "most_threads": 8,
+}  # fmt: skip
+
+
+def measured_again(extension, known, again):
+    found = extension.measured_again(MEASURED | known, MEASURED | again)
+    return {name: found[name] for name in MEASURED}
+
+
+@pytest.mark.parametrize("disturbed", [{"shared_rate_two": 12}, {"barrier_ns_two": 2000}])
+def test_teams_that_others_disturbed_are_measured_again(extension, disturbed):
+    """A slow moment does not decide for as long as a process lives; one thread needs no team."""
+    assert measured_again(extension, disturbed, {}) == MEASURED
+    slower = {
+        "shared_rate_all": 2,
+        "barrier_ns_all": 9000,
+        "fork_ns_two": 8000,
+        "fork_ns_all": 9000,
+    }
+    assert measured_again(extension, disturbed | slower, {}) == MEASURED
+    still = measured_again(extension, disturbed, disturbed | slower)  # the best of both
+    assert still == MEASURED | disturbed
+    alone = disturbed | {"threads": 1}
+    assert measured_again(extension, alone, {}) == MEASURED | alone
+
+
+def test_teams_that_nobody_disturbed_are_not_measured_again(extension):
+    better = {"shared_rate_two": 40, "barrier_ns_two": 100, "fork_ns_two": 100}
+    assert measured_again(extension, {}, better) == MEASURED

@@ -72,18 +72,23 @@ py::object last_plan(bool backward) {
   return facts_of(backward ? last.backward : last.forward);
 }
 
+// `m` with the facts that are given by name.
+void set_facts(const py::dict& facts, CpuMachine* m) {
+  for (const auto& [name, value] : facts) {
+    const auto text = name.cast<std::string>();
+    if (!set_fact(*m, text, value.cast<double>())) {
+      throw py::value_error("there is no fact '" + text + "' of a machine");
+    }
+  }
+}
+
 }  // namespace
 
 py::dict plan_facts(const LstmProblem& problem, const Steps& steps, int threads,
                     const py::dict& machine, const std::string& request) {
   CpuMachine m =
       machine_for(problem.dtype, problem.batch, threads > 0 ? threads : available_threads());
-  for (const auto& [name, value] : machine) {
-    const auto text = name.cast<std::string>();
-    if (!set_fact(m, text, value.cast<double>())) {
-      throw py::value_error("there is no fact '" + text + "' of a machine");
-    }
-  }
+  set_facts(machine, &m);
   const PlanRequest asked = request.empty() ? requested_plan() : PlanRequest::parse(request);
   const CpuPlan forward = plan_forward(problem, steps, m, asked);
   py::dict facts = facts_of(forward);
@@ -136,6 +141,17 @@ void bind(py::module_& m) {
       },
       "What the planner knows of this machine; the first call measures.",
       py::arg("dtype") = "float32", py::arg("threads") = 0, py::arg("batch") = 64);
+  m.def(
+      "measured_again",
+      [](const py::dict& known, const py::dict& again) {
+        CpuMachine before, after;
+        set_facts(known, &before);
+        set_facts(again, &after);
+        if (may_be_disturbed(before)) keep_best_teams(after, &before);
+        return facts_of(before);
+      },
+      "What is known of a machine after it was measured again, if it is.", py::arg("known"),
+      py::arg("again"));
   m.def("fma_peak", &multiply_add_peak, "Measured peak of `threads` cores, in GFLOP/s.",
         py::arg("threads"), py::arg("dtype") = "float32");
   m.def("brgemm_rate", &brgemm_rate,

@@ -240,6 +240,25 @@ const CpuMachine& without_kernels(int threads) {
   return found->second;
 }
 
+// From the first time that something is measured again to the second; then twice as long, and so
+// on.
+constexpr auto kFirstPause = std::chrono::seconds(1);
+
+struct Known {
+  CpuMachine machine;
+  Clock::duration pause = kFirstPause;
+  Clock::time_point again = Clock::now() + pause;
+};
+
+// Holds `measuring`.
+void measure_again(Known* known) {
+  CpuMachine again = known->machine;
+  measure_teams(&again);
+  keep_best_teams(again, &known->machine);
+  known->pause *= 2;
+  known->again = Clock::now() + known->pause;
+}
+
 template <class T>
 CpuMachine measure(const Kernels<T>& kernels, int threads) {
   CpuMachine m = without_kernels(threads);
@@ -259,20 +278,39 @@ double ByTeam::at(int threads) const {
   return two + (all - two) * share;
 }
 
-template <class T>
-const CpuMachine& machine(const Kernels<T>& kernels, int threads) {
-  static std::map<std::pair<const void*, int>, CpuMachine> known;
-  const std::lock_guard<std::mutex> lock(measuring);
-  const std::pair<const void*, int> key{&kernels, threads};
-  auto found = known.find(key);
-  if (found == known.end()) found = known.emplace(key, measure(kernels, threads)).first;
-  return found->second;
+bool may_be_disturbed(const CpuMachine& m) {
+  const CpuMachine usual;
+  return m.threads > 1 &&
+         (m.shared_rates.two < 0.6 * m.shared_rate || m.barrier_ns.two > 3 * usual.barrier_ns.two);
 }
 
-template const CpuMachine& machine<float>(const Kernels<float>&, int);
-template const CpuMachine& machine<double>(const Kernels<double>&, int);
+void keep_best_teams(const CpuMachine& again, CpuMachine* m) {
+  const auto less = [](const ByTeam& other, ByTeam* known) {
+    known->two = std::min(known->two, other.two);
+    known->all = std::min(known->all, other.all);
+  };
+  less(again.barrier_ns, &m->barrier_ns);
+  less(again.fork_ns, &m->fork_ns);
+  m->shared_rates.two = std::max(m->shared_rates.two, again.shared_rates.two);
+  m->shared_rates.all = std::max(m->shared_rates.all, again.shared_rates.all);
+}
+
+template <class T>
+CpuMachine machine(const Kernels<T>& kernels, int threads) {
+  static std::map<std::pair<const void*, int>, Known> all;
+  const std::lock_guard<std::mutex> lock(measuring);
+  const std::pair<const void*, int> key{&kernels, threads};
+  auto found = all.find(key);
+  if (found == all.end()) found = all.emplace(key, Known{measure(kernels, threads)}).first;
+  Known& known = found->second;
+  if (may_be_disturbed(known.machine) && Clock::now() >= known.again) measure_again(&known);
+  return known.machine;
+}
+
+template CpuMachine machine<float>(const Kernels<float>&, int);
+template CpuMachine machine<double>(const Kernels<double>&, int);
 #if defined(FUSED_LSTM_X86)
-template const CpuMachine& machine<bfloat16>(const Kernels<bfloat16>&, int);
+template CpuMachine machine<bfloat16>(const Kernels<bfloat16>&, int);
 #endif
 
 namespace {

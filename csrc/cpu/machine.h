@@ -54,9 +54,19 @@ struct CpuMachine {
 std::vector<std::pair<std::string, double>> list_facts(const CpuMachine& machine);
 bool set_fact(CpuMachine& machine, const std::string& name, double value);
 
+// Whether two threads are so much slower than one, or so late at a barrier, that others may have
+// had their cores or their cache while that was measured. On some machines it is so: where threads
+// share a core.
+bool may_be_disturbed(const CpuMachine& machine);
+
+// Teams as in whichever of the two had less to wait for: what disturbs makes slower.
+void keep_best_teams(const CpuMachine& again, CpuMachine* machine);
+
 // This machine, for these kernels, with `threads` allowed. The first call for each of them
-// measures: a few milliseconds.
+// measures: a few milliseconds. Later ones measure teams again, ever more rarely, while what is
+// known of them may be disturbed: a plan that rests on it would be slow for as long as the process
+// lives.
 template <class T>
-const CpuMachine& machine(const Kernels<T>& kernels, int threads);
+CpuMachine machine(const Kernels<T>& kernels, int threads);
 
 }  // namespace fused_lstm::cpu
