@@ -240,8 +240,7 @@ const CpuMachine& without_kernels(int threads) {
   return found->second;
 }
 
-// From the first time that something is measured again to the second; then twice as long, and so
-// on.
+// Until what was measured is measured again; then twice as long, and so on.
 constexpr auto kFirstPause = std::chrono::seconds(1);
 
 struct Known {
