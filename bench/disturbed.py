@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from .providers import Provider
 from .results import Disturbance, spread
 from .runner import Row, Turn, take_turns
+from .watch import UNWATCHED, Watch, watch
 from .workload import Workload
 
 TRIES = 6  # the system places the other process anew in each, and some places are worse
@@ -43,9 +44,9 @@ def busy_core() -> Iterator[None]:
         process.stdout.close()
 
 
-def medians(turns: dict[str, Turn], budget: float) -> dict[str, float]:
+def medians(turns: dict[str, Turn], budget: float, watch: Watch) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for name, reason in take_turns(turns, budget, seconds).items():
+    for name, reason in take_turns(turns, budget, seconds, watch)[0].items():
         raise RuntimeError(f"{name}: {reason}")
     return {name: spread(each).median for name, each in seconds.items()}
 
@@ -64,11 +65,11 @@ def measure_disturbed(
         for name, each in measurements.items():
             if each.failed:
                 raise RuntimeError(f"{name}: {each.failed}")
-        alone = medians(turns, budget)
+        alone = medians(turns, budget, watch(row.threads))
         slowdowns: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(TRIES):
             with busy_core():
-                taken = medians(turns, budget)
+                taken = medians(turns, budget, UNWATCHED)
             for name, seconds in taken.items():
                 slowdowns[name].append(seconds / alone[name])
     return Disturbance(workload, mode, row.threads, alone, slowdowns)

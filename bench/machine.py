@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fused_lstm import _ops
 
+from .watch import watch
 from .workload import Workload
 
 PANEL = 64  # columns of a panel that oneDNN's micro-kernel multiplies with
@@ -32,6 +33,10 @@ def machine(dtype: str, threads: int) -> Machine | None:
     """What limits this dtype on this many threads."""
     if _ops.extension is None:
         return None
+    return watch(threads).measured(lambda: measured(dtype, threads))
+
+
+def measured(dtype: str, threads: int) -> Machine:
     facts = _ops.extension.cpu_machine(dtype, threads)
     per_second = 1e9 * threads  # from a unit per ns and core
     peak = max(1e9 * _ops.extension.fma_peak(threads, dtype), matrix_peak(dtype, threads))
@@ -64,8 +69,11 @@ def brgemm_gflops(batch: int, hidden: int, dtype: str, threads: int) -> float | 
         return None
     panels = max(1, 4 * hidden // PANEL)
     splits = {(max(1, batch // threads), panels), (batch, max(1, panels // threads))}
-    best = max(rate(rows, PANEL, hidden, count, dtype, threads) for rows, count in splits)
-    return best or None
+
+    def best() -> float:
+        return max(rate(rows, PANEL, hidden, count, dtype, threads) for rows, count in splits)
+
+    return watch(threads).measured(best) or None
 
 
 def brgemm_of(workload: Workload, threads: int) -> float | None:

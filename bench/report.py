@@ -202,6 +202,11 @@ def notes(results: list[Result]) -> list[str]:
         workload = result.workload
         if workload.note:
             lines.append(f"{workload.name}: {workload.note}.")
+        if result.disturbed:
+            lines.append(
+                f"{workload.name}, {result.mode}: a core was missing in {result.disturbed} of "
+                f"{result.rounds} rounds."
+            )
         for name, measurement in result.measurements.items():
             place = f"{workload.name}, {result.mode}, {PROVIDERS[name].label}"
             if measurement.failed:
@@ -212,6 +217,12 @@ def notes(results: list[Result]) -> list[str]:
                 lines.append(
                     f"{place}: computes something else, the reverse starts in the padding."
                 )
+    if again := sum(result.again for result in results):
+        rounds = again + sum(result.rounds for result in results)
+        lines.append(
+            f"{again} of {rounds} rounds were measured again: a core of this machine was missing, "
+            "as where a host has others run on it."
+        )
     return list(dict.fromkeys(lines))
 
 

@@ -75,6 +75,13 @@ class Result:
     measurements: dict[str, Measurement]
     limit: Limit | None = None
     brgemm_gflops: float | None = None  # of oneDNN's micro-kernel on panels of this row's size
+    again: int = 0  # rounds that do not count, as a core was missing: see watch.py
+    disturbed: int = 0  # rounds that do count although one was
+
+    @property
+    def rounds(self) -> int:
+        """That count."""
+        return max((len(each.seconds) for each in self.measurements.values()), default=0)
 
     def time(self, provider: str = FUSED) -> Spread | None:
         measurement = self.measurements.get(provider)
@@ -151,6 +158,8 @@ def result_json(result: Result) -> dict:
         "threads": result.threads,
         "limit": dataclasses.asdict(result.limit) if result.limit else None,
         "brgemm_gflops": result.brgemm_gflops,
+        "again": result.again,
+        "disturbed": result.disturbed,
         "providers": {n: timing_json(n, m) for n, m in result.measurements.items()},
         "times_faster_than": {n: f._asdict() for n, f in faster.items() if f},
         "gflops": {name: result.gflops(name) for name in result.measurements},
@@ -194,6 +203,8 @@ def result_from(values: dict) -> Result:
         {n: Measurement(**known(Measurement, m)) for n, m in values["providers"].items()},
         Limit(**limit) if limit else None,
         values["brgemm_gflops"],
+        values.get("again", 0),
+        values.get("disturbed", 0),
     )
 
 

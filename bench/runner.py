@@ -19,6 +19,7 @@ from .memory import peak_memory
 from .problem import Problem, Tensors, make_problem
 from .providers import BASELINE, PROVIDERS, Prepared, Provider, thread_count
 from .results import Measurement, Result
+from .watch import MOST_AGAIN, Kept, Watch, watch
 from .workload import Workload
 
 SHORTEST_BLOCK = 0.01  # seconds: far above the clock's resolution and what one block costs
@@ -46,18 +47,26 @@ def repeats_for(seconds: float) -> int:
 
 
 def take_turns(
-    turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]]
-) -> dict[str, str]:
+    turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]], watch: Watch
+) -> tuple[dict[str, str], Kept]:
     """Appends to each provider's `seconds`, one entry a round; returns why, for those that failed,
-    whose times are dropped.
+    whose times are dropped, and which rounds were kept.
 
     Every other round goes backwards, so that a drift of the clock meets all alike. Rounds are added
-    until `budget` seconds are spent, and there are at least five.
+    until `budget` seconds are spent, and there are at least five with all cores there.
     """
-    start, rounds = timer(), 0
+    start, rates = timer(), []
     failed: dict[str, str] = {}
-    while len(failed) < len(turns) and (rounds < LEAST_ROUNDS or timer() - start < budget):
-        for name in list(turns) if rounds % 2 == 0 else list(reversed(turns)):
+
+    def are_enough() -> bool:
+        kept = watch.kept(rates, LEAST_ROUNDS)
+        if len(rates) < LEAST_ROUNDS + MOST_AGAIN and (kept.disturbed or len(rates) < LEAST_ROUNDS):
+            return False
+        return timer() - start >= budget
+
+    while len(failed) < len(turns) and not are_enough():
+        lowest = watch.look()
+        for name in list(turns) if len(rates) % 2 == 0 else list(reversed(turns)):
             if name in failed:
                 continue
             try:
@@ -65,8 +74,12 @@ def take_turns(
             except Exception as error:  # whatever a compiler or an engine may raise
                 failed[name] = first_line(error)
                 seconds[name].clear()
-        rounds += 1
-    return failed
+            lowest = min(lowest, watch.look())
+        rates.append(lowest)
+    kept = watch.kept(rates, LEAST_ROUNDS)
+    for name in set(turns) - set(failed):
+        seconds[name][:] = [seconds[name][k] for k in kept.rounds]
+    return failed, kept
 
 
 @contextlib.contextmanager
@@ -94,10 +107,14 @@ class Row:
         with self.settings():
             measurements, turns = self.prepare_all(mode, providers)
             seconds = {name: measurements[name].seconds for name in turns}
-            for name, reason in take_turns(turns, budget, seconds).items():
+            failed, kept = take_turns(turns, budget, seconds, watch(self.threads, self.device))
+            for name, reason in failed.items():
                 measurements[name] = replace(measurements[name], failed=reason)
         limit = limit_of(self.workload, mode, self.threads, self.device)
-        return Result(self.workload, mode, self.threads, measurements, limit)
+        return Result(
+            self.workload, mode, self.threads, measurements, limit,
+            again=kept.again, disturbed=kept.disturbed,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:

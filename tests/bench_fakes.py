@@ -149,6 +149,9 @@ class Extension(SimpleNamespace):
     def fma_peak(self, threads: int, dtype: str = "float32") -> float:
         return 200.0 * threads
 
+    def fma_rate(self, threads: int, seconds: float) -> float:
+        return 195.0 * threads
+
     def brgemm_rate(
         self, rows: int, columns: int, depth: int, panels: int, dtype: str, threads: int
     ) -> float:

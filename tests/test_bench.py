@@ -28,6 +28,7 @@ from bench.providers import BASELINE, FUSED, PROVIDERS, Prepared
 from bench.results import spread
 from bench.runner import Row, Turn, take_turns
 from bench.sequences import ResetsChain, ResetsLoopChain
+from bench.watch import UNWATCHED
 from bench.workloads import (
     BFLOAT16,
     DENSE,
@@ -195,14 +196,14 @@ def test_providers_take_turns_for_at_least_five_rounds():
     order = []
     turns = {name: Turn(lambda name=name: order.append(name)) for name in "ABC"}
     seconds = {name: [] for name in turns}
-    take_turns(turns, 0, seconds)
+    take_turns(turns, 0, seconds, UNWATCHED)
     assert "".join(order) == "ABCCBAABCCBAABC"
     assert all(len(each) == 5 for each in seconds.values())
 
 
 def test_rounds_go_on_until_the_budget_is_spent():
     seconds = {"A": []}
-    take_turns({"A": Turn(lambda: time.sleep(0.002))}, 0.05, seconds)
+    take_turns({"A": Turn(lambda: time.sleep(0.002))}, 0.05, seconds, UNWATCHED)
     assert 5 < len(seconds["A"]) <= 25
 
 

@@ -154,6 +154,9 @@ void bind(py::module_& m) {
       py::arg("again"));
   m.def("fma_peak", &multiply_add_peak, "Measured peak of `threads` cores, in GFLOP/s.",
         py::arg("threads"), py::arg("dtype") = "float32");
+  m.def("fma_rate", &multiply_add_rate,
+        "The same in float32 and now, in one trial of about `seconds`.", py::arg("threads"),
+        py::arg("seconds"));
   m.def("brgemm_rate", &brgemm_rate,
         "GFLOP/s of oneDNN's micro-kernel for `rows` rows against `panels` packed panels of "
         "`columns` columns, one after the other, on `threads` threads at once.",

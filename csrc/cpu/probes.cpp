@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <vector>
 
 #include "kernels.h"
@@ -21,26 +22,26 @@ using Clock = std::chrono::steady_clock;
 constexpr int kTrials = 5;
 constexpr double kShortest = 5e-3;  // seconds of one trial: far above a fork's cost
 
-// The best rate of f(rank), which returns what it did, run by all members until a while has passed.
+// The rate of f(rank), which returns what it did, run by all members until `seconds` have passed.
+template <class F>
+double rate_of(int threads, double seconds, const F& f) {
+  std::vector<double> done(size_t(threads) * 8);  // a cache line each
+  const Clock::time_point start = Clock::now();
+  const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const auto run_for_a_while = [&](int rank) {
+    double& mine = done[size_t(rank) * 8];
+    while (elapsed() < seconds) mine += f(rank);
+  };
+  if (!run_team(threads, run_for_a_while, /*probe=*/true)) return 0;
+  const double taken = elapsed();
+  return std::accumulate(done.begin(), done.end(), 0.0) / taken;
+}
+
 template <class F>
 double best_rate(int threads, const F& f) {
-  std::vector<double> done(size_t(threads) * 8);  // a cache line each
   double best = 0;
   for (int trial = 0; trial < kTrials; ++trial) {
-    const Clock::time_point start = Clock::now();
-    const auto run_for_a_while = [&](int rank) {
-      double& mine = done[size_t(rank) * 8];
-      mine = 0;
-      while (std::chrono::duration<double>(Clock::now() - start).count() < kShortest) {
-        mine += f(rank);
-      }
-    };
-    const bool ran = run_team(threads, run_for_a_while, /*probe=*/true);
-    if (!ran) return 0;
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    double total = 0;
-    for (int i = 0; i < threads; ++i) total += done[size_t(i) * 8];
-    best = std::max(best, total / seconds);
+    best = std::max(best, rate_of(threads, kShortest, f));
   }
   return best;
 }
@@ -122,6 +123,12 @@ double multiply_add_peak(int threads, const std::string& dtype) {
   const DType type = dtype_named(dtype);
   constexpr int64_t kRounds = 100000;
   return 2e-9 * best_rate(threads, [&](int) { return multiply_adds(type, kRounds); });
+}
+
+double multiply_add_rate(int threads, double seconds) {
+  constexpr int64_t kRounds = 10000;  // some 30 us
+  return 2e-9 *
+         rate_of(threads, seconds, [](int) { return multiply_adds(DType::float32, kRounds); });
 }
 
 double brgemm_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,

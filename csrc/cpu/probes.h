@@ -10,6 +10,9 @@ namespace fused_lstm::cpu {
 // GFLOP/s of `threads` cores that run independent multiply-adds of this dtype.
 double multiply_add_peak(int threads, const std::string& dtype);
 
+// The same of float32 as it is now: of one trial that takes about `seconds`.
+double multiply_add_rate(int threads, double seconds);
+
 // GFLOP/s of `threads` threads at once, each multiplying `rows` rows with `panels` panels of this
 // depth, one after the other: by oneDNN's micro-kernel, as torch has it, and by this package's own.
 // 0 where it cannot be had. Panels of one's own are 4 vectors wide.
