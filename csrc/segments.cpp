@@ -10,7 +10,11 @@ Segments::Segments(int64_t steps, int64_t batch, const int64_t* lengths, const b
   for (int64_t row = 0; row < batch; ++row) {
     const int64_t length = lengths == nullptr ? steps : lengths[row];
     cut(row, length, reset);
-    for (int64_t t = length; t < steps; ++t) dead_.push_back(t * batch + row);
+  }
+  for (int64_t t = 0; lengths != nullptr && t < steps; ++t) {
+    for (int64_t row = 0; row < batch; ++row) {
+      if (t >= lengths[row]) dead_.push_back(t * batch + row);
+    }
   }
   steps_ = sorted_steps(steps);
 }

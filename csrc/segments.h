@@ -34,7 +34,7 @@ class Segments {
   }
   // Whether a segment's last state is that of the row.
   bool ends_row(const Segment& s, bool reverse) const { return reverse ? s.first : s.last; }
-  // Steps (t, b) = t * B + b of no segment.
+  // Steps (t, b) = t * B + b of no segment, in this order.
   const std::vector<int64_t>& dead() const { return dead_; }
 
  private:

@@ -26,10 +26,13 @@ class BackwardProducts {
   void pack_weights(int d) {
     const BackwardDirection<T>& b = layout_.direction(d);
     const DirectionWeights<T>& w = a_.weights[d];
-    const int64_t gates = 4 * p_.hidden_size, out = p_.output_size();
-    pack_panels({w.w_hh, out}, gates, out, b.w_h);
-    if (a_.dx != nullptr) pack_panels({w.w_ih, p_.input_size}, gates, p_.input_size, b.w_x);
-    if (p_.proj_size > 0) pack_panels({w.w_hr, p_.hidden_size}, out, p_.hidden_size, b.w_r);
+    const int64_t gates = 4 * p_.hidden_size, input = p_.input_size, out = p_.output_size();
+    const auto pack = [&](const Rows<const T>& rows, int64_t k, int64_t n, T* panels) {
+      pack_panels(rows, k, n, position_.share_of(panels_of(n)), panels);
+    };
+    pack({w.w_hh, out}, gates, out, b.w_h);
+    if (a_.dx != nullptr) pack({w.w_ih, input}, gates, input, b.w_x);
+    if (p_.proj_size > 0) pack({w.w_hr, p_.hidden_size}, out, p_.hidden_size, b.w_r);
   }
 
   // Adds what walk steps [s0, s1) give, whose gates' gradients are there.
@@ -47,10 +50,10 @@ class BackwardProducts {
 
  private:
   int64_t width() const { return 4 * k_.lanes; }
+  int64_t panels_of(int64_t columns) const { return ceil_div(columns, width()); }
 
-  // This member's share of the panels of a matrix [k, n].
-  void pack_panels(const Rows<const T>& rows, int64_t k, int64_t n, T* panels) {
-    const Range share = position_.share_of(ceil_div(n, width()));
+  // These panels of a matrix [k, n].
+  void pack_panels(const Rows<const T>& rows, int64_t k, int64_t n, Range share, T* panels) {
     for (int64_t panel = share.begin; panel < share.end; ++panel) {
       const int64_t col = panel * width();
       k_.pack_rows(
@@ -64,15 +67,7 @@ class BackwardProducts {
     const int64_t rows = order.rows(s0, s1).size();
     const Range units = position_.share_of(4 * hidden, k_.lanes);
     const T* dgates_t = transposed(b, b.dgates, 4 * hidden, rows, units);
-    const Rows<const T> listed{nullptr, 0, scratch_.rows};
-    if (b.dw_ih != nullptr) {
-      gather_inputs(order, s0, s1);
-      pack_panels(listed, rows, p_.input_size, b.x_panels);
-    }
-    if (b.dw_hh != nullptr) {
-      gather_states(d, order, s0, s1);
-      pack_panels(listed, rows, out, b.h_panels);
-    }
+    pack_inputs_and_states(d, order, s0, s1);
     group_barrier_.wait();  // packed
     const Rows<const T> a = operands(dgates_t, units, rows);
     accumulate(a, units, rows, b.x_panels, p_.input_size, first, b.dw_ih);
@@ -80,6 +75,28 @@ class BackwardProducts {
     if (b.db != nullptr) {
       if (first) std::fill(b.db + units.begin, b.db + units.end, Acc<T>(0));
       k_.row_sums(dgates_t, layout_.transposed_stride(), units.size(), rows, b.db + units.begin);
+    }
+  }
+
+  // This member's share of the panels of both together: a small layer has one of each.
+  void pack_inputs_and_states(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
+    const BackwardDirection<T>& b = layout_.direction(d);
+    const int64_t input = p_.input_size, out = p_.output_size();
+    const int64_t x_panels = b.dw_ih == nullptr ? 0 : panels_of(input);
+    const int64_t h_panels = b.dw_hh == nullptr ? 0 : panels_of(out);
+    const Range share = position_.share_of(x_panels + h_panels);
+    const Range x{std::min(share.begin, x_panels), std::min(share.end, x_panels)};
+    const Range h{std::max(share.begin, x_panels) - x_panels,
+                  std::max(share.end, x_panels) - x_panels};
+    const int64_t rows = order.rows(s0, s1).size();
+    const Rows<const T> listed{nullptr, 0, scratch_.rows};
+    if (x.size() > 0) {
+      gather_inputs(order, s0, s1);
+      pack_panels(listed, rows, input, x, b.x_panels);
+    }
+    if (h.size() > 0) {
+      gather_states(d, order, s0, s1);
+      pack_panels(listed, rows, out, h, b.h_panels);
     }
   }
 
@@ -190,7 +207,7 @@ class BackwardProducts {
       k_.hidden(saved_.gates(d, row) + 3 * hidden, saved_.c(d, row), hidden, b.m + i * hidden);
     }
     group_barrier_.wait();  // hidden; and nobody needs dgates transposed any more
-    pack_panels({b.m, hidden}, n, hidden, b.m_panels);
+    pack_panels({b.m, hidden}, n, hidden, position_.share_of(panels_of(hidden)), b.m_panels);
     const Range units = position_.share_of(out, k_.lanes);
     const T* dp_t = transposed(b, b.dp, out, n, units);
     group_barrier_.wait();  // packed
