@@ -26,6 +26,7 @@ def check_shapes(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     groups: int,
+    per_direction: int,
     batch: int | torch.SymInt | None,
     reset_h: Tensor | None = None,
     reset_c: Tensor | None = None,
@@ -38,6 +39,7 @@ def check_shapes(
         c0: ``[groups, B, H]`` or None.
         weights: ``w_ih [4H, I]``, ``w_hh [4H, P]`` and so on of the first layer.
         groups: layers times directions, or directions.
+        per_direction: how many weights there are of each direction: 2, and 2 biases, and w_hr.
         batch: B; None where x is packed and tracing cannot see it.
         reset_h: ``[groups, B, P]`` or None.
         reset_c: ``[groups, B, H]`` or None.
@@ -45,10 +47,17 @@ def check_shapes(
     Raises:
         RuntimeError: if something does not fit.
     """
-    w_ih, w_hh = weights[:2]
-    given = [("w_ih", w_ih, (w_hh.shape[0], x.shape[-1]))]
+    gates, size = weights[1].shape
+    hidden = gates // 4
+    biases = ("b_ih", "b_hh") if per_direction > 3 else ()
+    names = ("w_ih", "w_hh", *biases, "w_hr")
+    shapes = {"w_ih": (gates, x.shape[-1]), "w_hh": (gates, size), "w_hr": (size, hidden)}
+    given = [
+        (names[k % per_direction], w, shapes.get(names[k % per_direction], (gates,)))
+        for k, w in enumerate(weights)
+    ]
     if batch is not None:
-        h_shape, c_shape = (groups, batch, w_hh.shape[1]), (groups, batch, w_hh.shape[0] // 4)
+        h_shape, c_shape = (groups, batch, size), (groups, batch, hidden)
         given += [("h0", h0, h_shape), ("c0", c0, c_shape)]
         given += [("reset_h", reset_h, h_shape), ("reset_c", reset_c, c_shape)]
     for name, t, shape in given:

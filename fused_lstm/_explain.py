@@ -45,6 +45,7 @@ def explain(
 
     Raises:
         TypeError: for any other module.
+        ValueError: for an input of as many dimensions as the module does not take.
     """
     if not isinstance(module, (LSTM, LSTMCell)):
         raise TypeError(
@@ -132,7 +133,12 @@ def _extent(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> tuple[in
     if isinstance(input, PackedSequence):
         batch_sizes = input.batch_sizes.tolist()
         return len(batch_sizes), batch_sizes[0], batch_sizes
-    if isinstance(module, LSTMCell):
+    cell = isinstance(module, LSTMCell)
+    if input.dim() not in ((1, 2) if cell else (2, 3)):
+        dims = "1D or 2D" if cell else "2D or 3D"
+        name = type(module).__name__
+        raise ValueError(f"{name}: expected input to be {dims}, got {input.dim()}D instead")
+    if cell:
         return 1, input.shape[0] if input.dim() == 2 else 1, []
     if input.dim() == 2:
         return input.shape[0], 1, []

@@ -99,7 +99,7 @@ def profile(
 
     Raises:
         ValueError: if the model has no LSTM that can be swapped, none is called, or one with
-            options that torch.nn.LSTM does not take.
+            options that torch.nn.LSTM does not take or by methods that it has not.
     """
     with _left_as_found(model):
         found = _profile(model, _Call.of(example_inputs), backward, rounds)
@@ -224,6 +224,10 @@ def _watch(
     hooks = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in lstms]
     try:
         _runner(model, [arguments], backward)()
+    except AttributeError as error:
+        if error.obj in lstms and hasattr(LSTM, error.name):
+            _refuse(lstms[error.obj], f"by .{error.name}", "has not")
+        raise
     finally:
         for hook in hooks:
             hook.remove()
@@ -234,10 +238,14 @@ def _refuse_options(name: str, kwargs: dict[str, Any]) -> None:
     fused, plain = (inspect.signature(c.forward).parameters.keys() for c in (LSTM, nn.LSTM))
     options = [option for option in kwargs if option in fused - plain]
     if options:
-        raise ValueError(
-            f"the model calls {name} with {', '.join(options)}, which torch.nn.LSTM does not take: "
-            "there is nothing to compare it with, so profile a model that calls it without"
-        )
+        _refuse(name, f"with {', '.join(options)}", "does not take")
+
+
+def _refuse(name: str, how: str, lacks: str) -> NoReturn:
+    raise ValueError(
+        f"the model calls {name} {how}, which torch.nn.LSTM {lacks}: there is nothing to compare "
+        "it with, so profile a model that calls it without"
+    )
 
 
 def _runner(model: nn.Module, calls: list[_Call], backward: bool) -> Callable[[], object]:

@@ -47,7 +47,8 @@ def fake_forward(
     dims = 3 if batch_sizes is None else 2
     if x.dim() != dims:
         raise RuntimeError(f"fused_lstm: expected {dims}-D x, got {x.dim()}-D")
-    check_shapes(x, h0, c0, weights, directions, x.shape[1] if batch_sizes is None else None)
+    known_batch = x.shape[1] if batch_sizes is None else None
+    check_shapes(x, h0, c0, weights, directions, len(weights) // directions, known_batch)
     hidden = weights[0].shape[0] // 4
     proj = weights[1].shape[1]
     batch = _batch(x, batch_sizes, h0, c0)

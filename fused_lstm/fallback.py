@@ -23,7 +23,7 @@ def lstm(
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     if hx is None:
         hx = zero_state(x, batch, params)
-    check_shapes(x, *hx, params[0], len(params), batch)
+    check_shapes(x, *hx, params[0], len(params), len(params[0]), batch)
     flat = [p for group in params for p in group]
     layers = len(params) // (2 if bidirectional else 1)
     # cuDNN keeps what backward needs in training mode only; without dropout that is all it means.

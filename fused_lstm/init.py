@@ -101,13 +101,18 @@ class InitialState(nn.Module):
     Args:
         layer: an LSTM of ``fused_lstm`` or ``torch.nn``, for its shapes, dtype and device.
 
+    Raises:
+        TypeError: for any other layer.
+
     Attributes:
         h: ``[L*D, P]`` parameter, zeros at first.
         c: ``[L*D, H]`` likewise.
     """
 
-    def __init__(self, layer: nn.RNNBase) -> None:
+    def __init__(self, layer: LSTM | nn.LSTM) -> None:
         super().__init__()
+        if not isinstance(layer, (LSTM, nn.LSTM)):
+            raise TypeError(f"expected an LSTM, got {type(layer).__name__}")
         groups = layer.num_layers * (2 if layer.bidirectional else 1)
         like = layer.weight_hh_l0
         options = dict(dtype=like.dtype, device=like.device)

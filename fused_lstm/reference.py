@@ -109,7 +109,7 @@ def _layer(
     per_direction = len(weights) // directions
     rows_per_step = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     batch = x.shape[1] if batch_sizes is None else rows_per_step[0]
-    check_shapes(x, h0, c0, weights, directions, batch, reset_h, reset_c)
+    check_shapes(x, h0, c0, weights, directions, per_direction, batch, reset_h, reset_c)
 
     found = []
     with without_autocast(x.device.type):

@@ -100,6 +100,19 @@ def test_other_modules_are_refused():
         fused_lstm.explain(nn.LSTM(8, 16), torch.randn(5, 2, 8))
 
 
+@pytest.mark.parametrize("make", [fused_lstm.LSTM, fused_lstm.LSTMCell])
+@pytest.mark.parametrize("dims", [0, 1, 3, 4])
+def test_inputs_of_other_dimensions_are_refused(extension, make, dims):
+    """As the module itself refuses them; a cell takes one dimension, a layer three."""
+    module, x = make(3, 4), torch.randn([3] * dims)
+    if dims == (1 if make is fused_lstm.LSTMCell else 3):
+        assert fused_lstm.explain(module, x)
+        return
+    wanted = "1D or 2D" if make is fused_lstm.LSTMCell else "2D or 3D"
+    with pytest.raises(ValueError, match=f"expected input to be {wanted}, got {dims}D"):
+        fused_lstm.explain(module, x)
+
+
 def test_segments(extension):
     """What the kernels walk: the pieces of rows, the longest first."""
     module = fused_lstm.LSTM(4, 8, batch_first=True, recompute=4)

@@ -136,6 +136,12 @@ def test_choice_of_initial_values():
         fused_lstm.initialise(layer, input="glorot")
 
 
+@pytest.mark.parametrize("layer", [torch.nn.GRU(4, 6), torch.nn.LSTMCell(4, 6)])
+def test_initial_states_are_of_layers(layer):
+    with pytest.raises(TypeError, match=r"expected an LSTM, got (GRU|LSTMCell)"):
+        fused_lstm.InitialState(layer)
+
+
 def test_learned_initial_state():
     layer = fused_lstm.LSTM(I, H, 2, bidirectional=True, proj_size=2, dtype=torch.float64)
     initial = fused_lstm.InitialState(layer)

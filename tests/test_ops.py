@@ -207,3 +207,16 @@ def test_arguments_that_do_not_fit_are_refused(extension, device, change):
     with pytest.raises((RuntimeError, ValueError, TypeError)) as caught:
         _ops.lstm_layer(*change(arguments(device=device)), False)
     assert len(str(caught.value)) > 10
+
+
+@pytest.mark.parametrize("size", [1, 20])  # of a bias: one would be broadcast
+@pytest.mark.parametrize("which", range(10))
+def test_weights_that_do_not_fit_are_refused_by_the_reference(which, size):
+    """Those of either direction, where no op looks at them first."""
+    x = torch.randn(4, 3, 5)
+    one = [torch.randn(shape) for shape in ((24, 5), (24, 2), (24,), (24,), (2, 6))]
+    weights = one + one
+    reference.lstm_layer(x, None, None, None, weights, [False, True])
+    weights[which] = weights[which][:size] if which % 5 in (2, 3) else weights[which][:, :1]
+    with pytest.raises(RuntimeError, match=r"fused_lstm: expected ._.. of shape"):
+        reference.lstm_layer(x, None, None, None, weights, [False, True])

@@ -246,6 +246,36 @@ def test_options_that_nn_lstm_does_not_take(option):
     assert type(model.inner.lstm) is fused_lstm.LSTM
 
 
+@pytest.mark.parametrize("method", ["step", "stream"])
+def test_methods_that_nn_lstm_has_not(method):
+    class Stepping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = fused_lstm.LSTM(4, 6)
+
+        def forward(self, x):
+            made = getattr(self.lstm, method)
+            return made(x, None)[0] if method == "step" else made(len(x))(x)
+
+    model = Stepping()
+    with pytest.raises(ValueError, match=rf"calls lstm by \.{method}, which torch.nn.LSTM has not"):
+        profile(model, X[0])
+    assert type(model.lstm) is fused_lstm.LSTM
+
+
+def test_errors_of_the_model_are_its_own():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 6)
+
+        def forward(self, x):
+            return self.lstm.missing
+
+    with pytest.raises(AttributeError, match="missing"):
+        profile(Broken(), X)
+
+
 def write_module(folder):
     (folder / "mine.py").write_text(
         "import torch\n"
