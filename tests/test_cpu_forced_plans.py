@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import Case, check, run
 
+import fused_lstm
 from fused_lstm import _ops
 
 pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
@@ -32,6 +33,7 @@ SPLITS = [
     for d, r, u in [*itertools.product((1, 2), repeat=3), (1, 3, 1), (1, 1, 3)]
 ]
 HOW = ["fold=0 chunk=1", "fold=0 chunk=3", "fold=0 chunk=7", "fold=1 chunk=3"]
+HOW += ["fold=0 chunk=3 in_place=1"]
 PLANS = [f"{split} {how}" for split in SPLITS for how in HOW]
 
 
@@ -51,9 +53,9 @@ def fits(plan: str, case: Case) -> bool:
     return case.bidirectional or "directions=2" not in plan
 
 
-def matches(ran: dict, plan: str) -> bool:
+def matches(ran: dict, plan: str, but: str) -> bool:
     wanted = dict(word.split("=") for word in plan.split())
-    return all(str(int(ran[name])) == value for name, value in wanted.items() if name != "fold")
+    return all(str(int(ran[name])) == value for name, value in wanted.items() if name != but)
 
 
 @pytest.mark.core
@@ -65,9 +67,8 @@ def test_values_and_gradients(plan, kind, force):
         pytest.skip("one direction")
     force(plan)
     check(case)
-    assert matches(_ops.extension.last_cpu_plan(), plan)
-    assert _ops.extension.last_cpu_plan()["fold"] == ("fold=1" in plan)
-    assert matches(_ops.extension.last_cpu_plan(backward=True), plan)
+    assert matches(_ops.extension.last_cpu_plan(), plan, but="in_place")
+    assert matches(_ops.extension.last_cpu_plan(backward=True), plan, but="fold")
 
 
 def everything(case: Case) -> list[torch.Tensor]:
@@ -90,8 +91,9 @@ def everything(case: Case) -> list[torch.Tensor]:
 def test_the_same_bits_whoever_computes_them(kind, dtype, chunk, force):
     case = KINDS[kind].with_(dtype=dtype)
     expected = None
-    for split, fold in itertools.product(SPLITS, (0, 1)):
-        plan = f"{split} fold={fold} chunk={chunk}"
+    in_place = () if dtype == torch.bfloat16 else ("fold=0 in_place=1",)
+    for split, how in itertools.product(SPLITS, ("fold=0", "fold=1", *in_place)):
+        plan = f"{split} {how} chunk={chunk}"
         if not fits(plan, case):
             continue
         force(plan)
@@ -138,6 +140,38 @@ def test_one_step_packs_late(units, force):
     late = everything(case)
     force("algorithm=panels rows=3 units=1")
     assert all(torch.equal(a, b) for a, b in zip(late, everything(case), strict=True))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("B", [1, 2, 4, 6, 9])
+def test_weights_read_in_place(B, dtype, force):
+    """Row tiles of every height, columns of more than one block and not of whole vectors, with
+    rows that have places of their own."""
+    case = Case(T=1, B=B, I=21, H=267, P=133, bidirectional=True, dtype=dtype)
+    for plan in ("rows=1 units=1 in_place=1", "rows=1 units=2 in_place=1"):
+        force(plan)
+        check(case)
+        assert _ops.extension.last_cpu_plan(backward=True)["in_place"]
+    layer = fused_lstm.LSTM(21, 267, dtype=dtype)
+    x = torch.randn(3, B, 21, dtype=dtype, requires_grad=True)
+    lengths = torch.arange(B) % 4
+    found = []
+    for plan in ("in_place=0", "in_place=1"):
+        force(plan)
+        y, _ = layer(x, lengths=lengths)
+        found.append(torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_pairs_are_not_read_in_place(force):
+    if _ops.extension.cpu_machine("bfloat16")["pair"] != 2:
+        pytest.skip("bfloat16 is computed in float32")
+    force("in_place=1")
+    layer = fused_lstm.LSTM(4, 8, dtype=torch.bfloat16)
+    y, _ = layer(torch.randn(3, 2, 4, dtype=torch.bfloat16))
+    with pytest.raises(RuntimeError, match="in_place=1 is for kernels that do not multiply pairs"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

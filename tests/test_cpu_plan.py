@@ -38,6 +38,27 @@ def plan(machine: dict, steps: int, batch: int, input_size: int, hidden_size: in
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("machine", [SERVER, DESKTOP], ids=["server", "desktop"])
+def test_weights_of_one_step_are_read_in_place(machine):
+    """By one tile of rows, once; of pairs they have to be packed."""
+    tile = machine["tile_rows"]
+
+    def in_place(steps, batch, **facts):
+        found = plan({**machine, **facts}, steps, batch, 64, 128, training=True)
+        assert not found["in_place"]  # forward has other ways
+        told = "weights read as they lie, each once" in found["backward_why"]
+        assert told == found["backward_in_place"]
+        return told
+
+    assert in_place(1, 1)
+    assert in_place(1, tile)
+    assert not in_place(1, tile + 1)
+    assert not in_place(2, 1)
+    assert not in_place(1, 1, few_rows=0)
+    times = [plan({**machine, "few_rows": few}, 1, 1, 512, 512, training=True) for few in (0, 1)]
+    assert times[1]["backward_predicted_us"] < times[0]["backward_predicted_us"]
+
+
 SHAPES = [
     (1, 1, 128, 128), (1, 64, 256, 256), (50, 1, 128, 128), (200, 1, 512, 512), (50, 8, 64, 128),
     (100, 32, 128, 256), (50, 64, 512, 512), (365, 256, 15, 20), (8192, 2, 4, 24), (5, 7, 3, 1000),

@@ -27,7 +27,7 @@ class BackwardMember {
         saved_(args, layout),
         replay_(args, plan, layout, position_, scratch_),
         walk_(args, plan, layout, saved_, position_, barriers.rows(position_), scratch_),
-        products_(args, layout, saved_, position_, group_barrier_, scratch_) {}
+        products_(args, plan, layout, saved_, position_, group_barrier_, scratch_) {}
 
   void run() {
     for (int d = position_.direction_group; d < p_.directions; d += plan_.direction_groups) {

@@ -31,7 +31,7 @@ namespace fused_lstm::cpu {
 // What one direction needs; null where nobody asks for what it serves.
 template <class T>
 struct BackwardDirection {
-  T* w_h;                             // panels of W_hh, [4H, P] as it lies
+  T* w_h;                             // panels of W_hh, [4H, P] as it lies, unless read in place
   T* w_x;                             // panels of W_ih, [4H, I]
   T* w_r;                             // panels of W_hr, [P, H]
   Acc<T>* dh;                         // [B, P] gradient that later steps left for h
@@ -126,9 +126,11 @@ class BackwardLayout {
       w_hr |= args_.grads[d].w_hr != nullptr;
     }
     *b = {};
-    b->w_h = arena.take<T>(panels(out, 4 * hidden));
-    if (args_.dx != nullptr) b->w_x = arena.take<T>(panels(p.input_size, 4 * hidden));
-    if (projected) b->w_r = arena.take<T>(panels(hidden, out));
+    if (!plan_.in_place) {
+      b->w_h = arena.take<T>(panels(out, 4 * hidden));
+      if (args_.dx != nullptr) b->w_x = arena.take<T>(panels(p.input_size, 4 * hidden));
+      if (projected) b->w_r = arena.take<T>(panels(hidden, out));
+    }
     b->dh = arena.take<Acc<T>>(batch * out);
     b->dc = arena.take<Acc<T>>(batch * hidden);
     b->c0 = arena.take<Acc<T>>(batch * hidden);

@@ -9,11 +9,13 @@ namespace fused_lstm::cpu {
 template <class T>
 class BackwardProducts {
  public:
-  BackwardProducts(const BackwardArgs<T>& args, const BackwardLayout<T>& layout,
-                   const SavedStates<T>& saved, const Position& position, Barrier& group_barrier,
+  BackwardProducts(const BackwardArgs<T>& args, const CpuPlan& plan,
+                   const BackwardLayout<T>& layout, const SavedStates<T>& saved,
+                   const Position& position, Barrier& group_barrier,
                    const BackwardScratch<T>& scratch)
       : a_(args),
         p_(args.problem),
+        plan_(plan),
         steps_(*args.steps),
         k_(*args.kernels),
         layout_(layout),
@@ -24,6 +26,7 @@ class BackwardProducts {
 
   // This member's share of the panels of W_hh, W_ih and W_hr.
   void pack_weights(int d) {
+    if (plan_.in_place) return;
     const BackwardDirection<T>& b = layout_.direction(d);
     const DirectionWeights<T>& w = a_.weights[d];
     const int64_t gates = 4 * p_.hidden_size, input = p_.input_size, out = p_.output_size();
@@ -161,23 +164,42 @@ class BackwardProducts {
     }
   }
 
-  // dx = dgates W_ih for this member's share of the chunk's rows.
+  // Where the gradients of these rows of the input go.
+  Rows<T> dx_rows(int d, Range rows) {
+    T* dx = layout_.direction(d).dx;
+    const int64_t input = p_.input_size;
+    if (!steps_.placed() || d != 0) return {dx + rows.begin * input, input};
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      scratch_.dx_rows[i] = dx + steps_.place(rows.begin + i) * input;
+    }
+    return {nullptr, 0, scratch_.dx_rows};
+  }
+
+  // dx = dgates W_ih for this member's share of the chunk's rows, or of its columns where the
+  // weights are read in place: a row may be all there is.
   void input_gradient(int d, Range rows) {
     const BackwardDirection<T>& b = layout_.direction(d);
     const int64_t gates = 4 * p_.hidden_size, input = p_.input_size;
+    if constexpr (std::is_same_v<T, Acc<T>>) {
+      if (plan_.in_place) {
+        const Range columns = position_.share_of(input, k_.lanes);
+        return k_.few_rows({rows.size(),
+                            gates,
+                            {b.dgates, gates},
+                            a_.weights[d].w_ih,
+                            input,
+                            dx_rows(d, rows),
+                            columns.begin,
+                            columns.size()});
+      }
+    }
     const Range share = position_.share_of(rows.size());
     if (share.size() == 0) return;
     PanelGemm<T, T> g{};
     g.rows = share.size();
     g.k = gates;
     g.a = k_.operands({b.dgates + share.begin * gates, gates}, g.rows, gates, scratch_.operands);
-    g.c = {b.dx + (rows.begin + share.begin) * input, input};
-    if (steps_.placed() && d == 0) {
-      for (int64_t i = 0; i < share.size(); ++i) {
-        scratch_.dx_rows[i] = b.dx + steps_.place(rows.begin + share.begin + i) * input;
-      }
-      g.c.list = scratch_.dx_rows;
-    }
+    g.c = dx_rows(d, {rows.begin + share.begin, rows.begin + share.end});
     const int64_t size = k_.panel_size(gates);
     for_panels({0, input}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
       g.panel = b.w_x + panel * size;
@@ -216,6 +238,7 @@ class BackwardProducts {
 
   const BackwardArgs<T>& a_;
   const LstmProblem& p_;
+  const CpuPlan& plan_;
   const Steps& steps_;
   const Kernels<T>& k_;
   const BackwardLayout<T>& layout_;

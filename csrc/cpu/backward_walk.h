@@ -26,6 +26,7 @@ class BackwardWalk {
                const BackwardScratch<T>& scratch)
       : a_(args),
         p_(args.problem),
+        plan_(plan),
         steps_(*args.steps),
         k_(*args.kernels),
         layout_(layout),
@@ -56,7 +57,8 @@ class BackwardWalk {
   // does it; between two, whoever has waited for all dgates of step s.
   void pull_back(int d, const TimeOrder& order, int64_t s) {
     const BackwardDirection<T>& b = layout_.direction(d);
-    step_product(order, s, b.dgates, 4 * p_.hidden_size, b.w_h, out_units_, p_.output_size(), b.dh);
+    const Weights w{b.w_h, a_.weights[d].w_hh, p_.output_size()};
+    step_product(order, s, b.dgates, 4 * p_.hidden_size, w, out_units_, b.dh);
   }
 
  private:
@@ -68,21 +70,34 @@ class BackwardWalk {
     return {block + rows_.row(0) * stride, rows_.step() * stride};
   }
 
+  // A matrix [k, n], in panels and as it lies.
+  struct Weights {
+    const T *panels, *rows;
+    int64_t n;
+  };
+
   // dm = dp W_hr: the gradient of o * tanh(c).
   void unproject(int d, const TimeOrder& order, int64_t s) {
     const BackwardDirection<T>& b = layout_.direction(d);
-    step_product(order, s, b.dp, p_.output_size(), b.w_r, hidden_units_, p_.hidden_size, b.dm);
+    const Weights w{b.w_r, a_.weights[d].w_hr, p_.hidden_size};
+    step_product(order, s, b.dp, p_.output_size(), w, hidden_units_, b.dm);
   }
 
-  // c[B, n] = a[chunk, k] * panels, for this member's rows of walk step s and these columns.
-  void step_product(const TimeOrder& order, int64_t s, const T* a, int64_t k, const T* panels,
-                    Range columns, int64_t n, Acc<T>* c) {
+  // c[B, n] = a[chunk, k] w, for this member's rows of walk step s and these columns.
+  void step_product(const TimeOrder& order, int64_t s, const T* a, int64_t k, const Weights& w,
+                    Range columns, Acc<T>* c) {
+    const int64_t rows = rows_.count(order.size(s));
+    const Rows<const T> mine_of_a = mine(a + (order.offset(s) - first_row_) * k, k);
+    if (plan_.in_place) {
+      return k_.few_rows(
+          {rows, k, mine_of_a, w.rows, w.n, mine(c, w.n), columns.begin, columns.size()});
+    }
+    const T* panels = w.panels;
     PanelGemm<T, Acc<T>> g{};
-    g.rows = rows_.count(order.size(s));
+    g.rows = rows;
     g.k = k;
-    g.a =
-        k_.operands(mine(a + (order.offset(s) - first_row_) * k, k), g.rows, k, scratch_.operands);
-    g.c = mine(c, n);
+    g.a = k_.operands(mine_of_a, g.rows, k, scratch_.operands);
+    g.c = mine(c, w.n);
     const int64_t size = k_.panel_size(k);
     for_panels(columns, width(), s % 2 != 0,
                [&](int64_t panel, int64_t col, int cols, int64_t next) {
@@ -157,6 +172,7 @@ class BackwardWalk {
 
   const BackwardArgs<T>& a_;
   const LstmProblem& p_;
+  const CpuPlan& plan_;
   const Steps& steps_;
   const Kernels<T>& k_;
   const BackwardLayout<T>& layout_;

@@ -62,6 +62,7 @@ py::dict facts_of(const CpuPlan& plan) {
   facts["units"] = plan.unit_groups;
   facts["fold"] = plan.fold_input;
   facts["chunk"] = plan.chunk_steps;
+  facts["in_place"] = plan.in_place;
   facts["predicted_us"] = plan.predicted_ns / 1000;
   return facts;
 }

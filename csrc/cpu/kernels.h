@@ -126,6 +126,17 @@ struct PanelGemm {
   int cols;     // 1..4 * lanes
 };
 
+// Columns [col, col + cols) of c[rows, n] = a[rows, k] * b[k, n], b as it lies: for few rows.
+template <class T>
+struct FewRows {
+  int64_t rows, k;
+  Rows<const T> a;
+  const T* b;
+  int64_t b_stride;
+  Rows<Acc<T>> c;
+  int64_t col, cols;
+};
+
 // Panel column (group, lane) is row `row0 + group * group_stride + lane` of src [*, k].
 template <class T>
 struct PackTransposed {
@@ -176,6 +187,8 @@ struct Kernels {
   Rows<const T> (*convert_rows)(const Rows<const T>& rows, int64_t n, int64_t k, T* out) = nullptr;
   // Every thread that multiplied calls it in the end; null where there is nothing to be done.
   void (*release)() = nullptr;
+  // Null where a matrix has to be packed.
+  void (*few_rows)(const FewRows<T>&) = nullptr;
 
   // Elements of a panel of depth k.
   int64_t panel_size(int64_t k) const {

@@ -7,6 +7,7 @@
 #include "vec.h"
 #include "kernels_cell.h"
 #include "kernels_gemm.h"
+#include "kernels_few.h"
 #include "kernels_gate.h"
 #include "kernels_pack.h"
 // clang-format on

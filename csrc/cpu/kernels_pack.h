@@ -119,6 +119,9 @@ constexpr Kernels<T> kTable = {
     transpose_rows<T>,
     row_sums<T>,
     hidden<T>,
+    nullptr,
+    nullptr,
+    few_rows_of<T>(),
 };
 
 // 12 independent chains hide the latency of 4 cycles at up to 3 per cycle. volatile keeps the

@@ -114,6 +114,7 @@ void pack_rows_parts(const PackRows<float>& s) {
 template <int kParts>
 constexpr Kernels<float> panels_of_parts() {
   Kernels<float> kernels = kTable<float>;
+  kernels.few_rows = nullptr;  // it multiplies what lies there, unrounded
   kernels.pair = kPair<bfloat16>;
   kernels.parts = kParts;
   kernels.pack_transposed = pack_transposed_parts<kParts>;

@@ -265,6 +265,7 @@ CpuMachine measure(const Kernels<T>& kernels, int threads) {
   m.pair = kernels.pair / kernels.parts;
   m.vector_bytes = int(kernels.lanes * sizeof(Acc<T>));
   m.tile_rows = kernels.tile_rows;
+  m.few_rows = kernels.few_rows != nullptr;
   measure_kernels(kernels, &m);
   return m;
 }
@@ -322,6 +323,7 @@ void for_facts(Machine& m, const F& f) {
   f("pair", m.pair);
   f("vector_bytes", m.vector_bytes);
   f("tile_rows", m.tile_rows);
+  f("few_rows", m.few_rows);
   f("multiply_ns", m.multiply_ns);
   f("gate_ns", m.gate_ns);
   f("gradient_ns", m.gradient_ns);

@@ -29,6 +29,7 @@ struct CpuMachine {
   int pair = 1;               // terms that one multiply-add of the kernels adds: 2 for bfloat16
   int vector_bytes = 64;      // of a register
   int tile_rows = 6;          // rows of a register tile
+  bool few_rows = true;       // matrices are multiplied as they lie, too
   double multiply_ns = 0.33;  // one vector multiply-add in full tiles on panels in L2
   double gate_ns = 40;        // gates, c and h of `lanes` units of one row
   double gradient_ns = 25;    // and their gradients

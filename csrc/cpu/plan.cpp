@@ -121,7 +121,7 @@ std::string describe(const PlanRequest& r) {
     return value ? std::string(" ") + name + "=" + std::to_string(int64_t(*value)) : std::string();
   };
   return part("directions", r.directions) + part("rows", r.rows) + part("units", r.units) +
-         part("fold", r.fold) + part("chunk", r.chunk);
+         part("fold", r.fold) + part("chunk", r.chunk) + part("in_place", r.in_place);
 }
 
 // The fastest split as cost(split) has it, or the smallest team that is not much slower.
@@ -194,6 +194,16 @@ bool few_rows(const LstmProblem& p, const CpuMachine& m) {
   return double(p.rows) * dot < kPackCost + double(p.rows) * packed;
 }
 
+// Whether the backward pass reads weights as they lie: those of one step and one register tile of
+// rows, which it reads once. The sums are those of panels, to the last bit.
+bool reads_in_place(const LstmProblem& p, const Steps& steps, const CpuMachine& m,
+                    const PlanRequest& request) {
+  if (request.in_place.value_or(false) && !m.few_rows) {
+    throw std::invalid_argument("in_place=1 is for kernels that do not multiply pairs");
+  }
+  return m.few_rows && request.in_place.value_or(steps.steps() == 1 && p.batch <= m.tile_rows);
+}
+
 std::string describe_team(const CpuPlan& plan) {
   if (plan.threads() == 1) return "one thread: more would gain too little";
   std::string text = std::to_string(plan.threads()) + " threads:";
@@ -258,14 +268,15 @@ CpuPlan plan_backward(const LstmProblem& p, const Steps& steps, const CpuMachine
   const Loop loop{panels, ceil_div(gates, m.pair), ceil_div(p.hidden_size, m.lanes), m.gradient_ns,
                   p.proj_size > 0 ? 2 : 1};
   // dW and dx multiply the input's and the output's columns with the gates' gradients, all rows at
-  // once; the rows of both and the weights are packed before.
+  // once; the rows of both are packed before, and the weights where each is read more than once.
   const double columns = double(2 * p.input_size + p.output_size());
   const double rows = double(steps.rows());
   const double products = columns * rows * double(gates) / (m.lanes * m.pair) * m.multiply_ns;
-  const double packing =
-      (double(gates) * (columns - double(p.input_size)) + rows * (double(gates) + columns)) /
-      (m.lanes * m.pair) * m.pack_ns;
   CpuPlan plan;
+  plan.in_place = reads_in_place(p, steps, m, request);
+  const double weights = plan.in_place ? 0 : double(gates) * (columns - double(p.input_size));
+  const double packing =
+      (weights + rows * (double(gates) + columns)) / (m.lanes * m.pair) * m.pack_ns;
   // Steps that are computed again are so as they were.
   if (p.keep_every > 0) {
     plan.algorithm =
@@ -305,7 +316,8 @@ std::string explain_backward(const CpuPlan& plan) {
   const std::string chunk = plan.chunk_rows > 0
                                 ? "up to " + std::to_string(plan.chunk_rows) + " rows"
                                 : std::to_string(plan.chunk_steps) + " steps";
-  return "weight gradients batched over " + chunk + "; " + describe_team(plan);
+  const std::string weights = plan.in_place ? "weights read as they lie, each once; " : "";
+  return weights + "weight gradients batched over " + chunk + "; " + describe_team(plan);
 }
 
 }  // namespace fused_lstm::cpu

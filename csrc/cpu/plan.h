@@ -31,6 +31,7 @@ struct CpuPlan {
   int64_t chunk_steps = 1;  // steps whose input projection, or whose gradients, are batched
   int64_t chunk_rows = 0;   // of several steps whose gradients are batched, at most; 0: any number
   bool pack_late = false;   // a panel where and when it is multiplied, for it is needed only once
+  bool in_place = false;    // weights are read as they lie by the backward pass, for likewise
   double predicted_ns = 0;
 
   int threads() const { return direction_groups * row_groups * unit_groups; }
@@ -40,11 +41,11 @@ struct CpuPlan {
 struct PlanRequest {
   std::optional<Algorithm> algorithm;
   std::optional<int> directions, rows, units;  // groups
-  std::optional<bool> fold;
+  std::optional<bool> fold, in_place;
   std::optional<int64_t> chunk;
 
-  // "rows=2 units=1 fold=0 chunk=4 algorithm=panels", any subset in any order; "" for nothing.
-  // Throws std::invalid_argument that says what is wrong.
+  // "rows=2 units=1 fold=0 chunk=4 algorithm=panels in_place=1", any subset in any order; "" for
+  // nothing. Throws std::invalid_argument that says what is wrong.
   static PlanRequest parse(const std::string& text);
 
   bool asks_for_a_team() const { return directions || rows || units; }

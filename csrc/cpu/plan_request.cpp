@@ -9,9 +9,9 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& word) {
   throw std::invalid_argument(
-      "expected a plan such as 'directions=1 rows=2 units=1 fold=0 chunk=4 algorithm=panels' (any "
-      "of "
-      "these, groups and chunk at least 1, fold 0 or 1, algorithm dot or panels), got '" +
+      "expected a plan such as 'directions=1 rows=2 units=1 fold=0 chunk=4 algorithm=panels "
+      "in_place=0' (any of these, groups and chunk at least 1, fold and in_place 0 or 1, algorithm "
+      "dot or panels), got '" +
       word + "'");
 }
 
@@ -42,6 +42,8 @@ PlanRequest PlanRequest::parse(const std::string& text) {
       request.algorithm = value == "dot" ? Algorithm::dot : Algorithm::panels;
     } else if (name == "fold") {
       request.fold = number(word, value, 0, 1) == 1;
+    } else if (name == "in_place") {
+      request.in_place = number(word, value, 0, 1) == 1;
     } else if (name == "chunk") {
       request.chunk = number(word, value, 1, INT64_MAX);
     } else if (name == "directions") {
