@@ -31,7 +31,7 @@ struct CpuPlan {
   int64_t chunk_steps = 1;  // steps whose input projection, or whose gradients, are batched
   int64_t chunk_rows = 0;   // of several steps whose gradients are batched, at most; 0: any number
   bool pack_late = false;   // a panel where and when it is multiplied, for it is needed only once
-  bool in_place = false;    // weights are read as they lie by the backward pass, for likewise
+  bool in_place = false;    // backward reads weights as they lie: it needs each only once
   double predicted_ns = 0;
 
   int threads() const { return direction_groups * row_groups * unit_groups; }
