@@ -15,6 +15,7 @@ from bench import (
     machine,
 )
 from bench.providers import BASELINE, FUSED, PROVIDERS
+from bench.watch import UNWATCHED
 from bench.workloads import (
     BFLOAT16,
     DENSE,
@@ -123,6 +124,9 @@ def test_flops_of_packed_input_count_live_rows():
 def fake_machine(monkeypatch):
     """100 multiply-adds a ns and core; 64 kB of L1 for both, 2 MiB of L2, 16 MiB shared."""
     monkeypatch.setattr(_ops, "extension", bench_fakes.Extension())
+    monkeypatch.setattr(
+        machine, "watch", lambda threads: UNWATCHED
+    )  # that of real cores may be kept
     machine.machine.cache_clear()
     machine.brgemm_gflops.cache_clear()
     yield
