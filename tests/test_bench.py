@@ -55,6 +55,8 @@ def _one_call_a_round(monkeypatch):
     """What comes out is not looked at as a time, and takes no process for its memory."""
     monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.0)
     monkeypatch.setattr(runner, "peak_memory", lambda *arguments: None)
+    for module in (runner, disturbed):
+        monkeypatch.setattr(module, "watch", lambda *arguments: UNWATCHED)
 
 
 # What is run

@@ -17,6 +17,7 @@ from bench.problem import make_problem
 from bench.providers import BASELINE, FUSED, PROVIDERS, Prepared
 from bench.runner import Row
 from bench.sequences import CellsChain, ResetsChain, StreamChain
+from bench.watch import UNWATCHED
 from bench.workloads import DENSE, DOUBLE, INFERENCE, MODES, STEPPING, TRAINING, Workload
 
 TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
@@ -30,6 +31,7 @@ BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
 def _one_call_a_round(monkeypatch):
     monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.0)
     monkeypatch.setattr(runner, "peak_memory", lambda *arguments: None)
+    monkeypatch.setattr(runner, "watch", lambda *arguments: UNWATCHED)
 
 
 def broken(change):
