@@ -134,8 +134,9 @@ def test_cores_are_looked_at_where_they_can_be(monkeypatch):
 
 
 def test_the_extension_measures_its_cores(extension):
-    one = extension.fma_rate(1, 1e-3)
-    assert 0 < one <= 2 * extension.fma_peak(1)
+    """In the unit of the peak. Other processes may have half a core, or more, for a while."""
+    best = max(extension.fma_rate(1, 1e-3) for _ in range(10))
+    assert extension.fma_peak(1) / 8 < best < 8 * extension.fma_peak(1)
 
 
 def test_a_report_says_what_was_missing():
