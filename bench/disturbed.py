@@ -44,9 +44,9 @@ def busy_core() -> Iterator[None]:
         process.stdout.close()
 
 
-def medians(turns: dict[str, Turn], budget: float, watch: Watch) -> dict[str, float]:
+def medians(turns: dict[str, Turn], budget: float, cores: Watch) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for name, reason in take_turns(turns, budget, seconds, watch)[0].items():
+    for name, reason in take_turns(turns, budget, seconds, cores)[0].items():
         raise RuntimeError(f"{name}: {reason}")
     return {name: spread(each).median for name, each in seconds.items()}
 

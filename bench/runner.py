@@ -47,7 +47,7 @@ def repeats_for(seconds: float) -> int:
 
 
 def take_turns(
-    turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]], watch: Watch
+    turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]], cores: Watch
 ) -> tuple[dict[str, str], Kept]:
     """Appends to each provider's `seconds`, one entry a round; returns why, for those that failed,
     whose times are dropped, and which rounds were kept.
@@ -59,13 +59,13 @@ def take_turns(
     failed: dict[str, str] = {}
 
     def are_enough() -> bool:
-        kept = watch.kept(rates, LEAST_ROUNDS)
-        if len(rates) < LEAST_ROUNDS + MOST_AGAIN and (kept.disturbed or len(rates) < LEAST_ROUNDS):
-            return False
-        return timer() - start >= budget
+        kept = cores.kept(rates, LEAST_ROUNDS)
+        there = len(kept.rounds) - kept.disturbed
+        given_up = len(rates) >= LEAST_ROUNDS + MOST_AGAIN
+        return (there >= LEAST_ROUNDS or given_up) and timer() - start >= budget
 
     while len(failed) < len(turns) and not are_enough():
-        lowest = watch.look()
+        lowest = cores.look()
         for name in list(turns) if len(rates) % 2 == 0 else list(reversed(turns)):
             if name in failed:
                 continue
@@ -74,9 +74,9 @@ def take_turns(
             except Exception as error:  # whatever a compiler or an engine may raise
                 failed[name] = first_line(error)
                 seconds[name].clear()
-            lowest = min(lowest, watch.look())
+            lowest = min(lowest, cores.look())
         rates.append(lowest)
-    kept = watch.kept(rates, LEAST_ROUNDS)
+    kept = cores.kept(rates, LEAST_ROUNDS)
     for name in set(turns) - set(failed):
         seconds[name][:] = [seconds[name][k] for k in kept.rounds]
     return failed, kept

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 LOOK = 1e-3  # seconds of one look: hundreds of forks, and short beside a turn
 # Of the best rate seen. Clocks and interrupts take up to a tenth of it, a core that is shared half
-# of what that core does: of two, a quarter of all.
+# of what that core does: of two, a quarter of all. Of many cores one is within the noise.
 ALL_THERE = 0.8
 FIRST_LOOKS, PAUSE = 20, 0.02  # for the best rate before anything is timed; seconds
 MOST_AGAIN = 10  # rounds of a row, where the cores do not come back

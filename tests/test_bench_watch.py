@@ -134,9 +134,14 @@ def test_cores_are_looked_at_where_they_can_be(monkeypatch):
 
 
 def test_the_extension_measures_its_cores(extension):
-    """In the unit of the peak. Other processes may have half a core, or more, for a while."""
-    best = max(extension.fma_rate(1, 1e-3) for _ in range(10))
-    assert extension.fma_peak(1) / 8 < best < 8 * extension.fma_peak(1)
+    """In the unit of the peak, which is the best of what may be disturbed: by turns, so that both
+    meet the same moments, and for a while."""
+    rate = peak = 0.0
+    end = watch.time.monotonic() + 20
+    while not 0.8 < rate / max(peak, 1e-9) < 1.25 and watch.time.monotonic() < end:
+        peak = max(peak, extension.fma_peak(1))
+        rate = max([rate, *(extension.fma_rate(1, 1e-3) for _ in range(10))])
+    assert 0.8 < rate / peak < 1.25
 
 
 def test_a_report_says_what_was_missing():
