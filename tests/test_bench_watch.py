@@ -152,3 +152,9 @@ def test_a_report_says_what_was_missing():
     assert not any("missing" in line for line in report.notes([fakes.result(2.0)]))
     kept = results.from_json(results.to_json(results.Run(fakes.ENVIRONMENT, rows))).results
     assert [(each.again, each.disturbed) for each in kept] == [(3, 0), (0, 4)]
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+def test_a_rate_is_found_however_late_a_team_begins(threads, extension):
+    """On a busy machine the time is over before it does."""
+    assert extension.fma_rate(threads, 0.0) > 0

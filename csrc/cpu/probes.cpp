@@ -22,7 +22,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kTrials = 5;
 constexpr double kShortest = 5e-3;  // seconds of one trial: far above a fork's cost
 
-// The rate of f(rank), which returns what it did, run by all members until `seconds` have passed.
+// The rate of f(rank), which returns what it did, run by all members until `seconds` have passed;
+// by each at least once, as on a busy machine a team may take longer than that to begin.
 template <class F>
 double rate_of(int threads, double seconds, const F& f) {
   std::vector<double> done(size_t(threads) * 8);  // a cache line each
@@ -30,9 +31,11 @@ double rate_of(int threads, double seconds, const F& f) {
   const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
   const auto run_for_a_while = [&](int rank) {
     double& mine = done[size_t(rank) * 8];
-    while (elapsed() < seconds) mine += f(rank);
+    do {
+      mine += f(rank);
+    } while (elapsed() < seconds);
   };
-  if (!run_team(threads, run_for_a_while, /*probe=*/true)) return 0;
+  if (!run_team(threads, run_for_a_while, /*probe=*/true)) run_for_a_while(0);
   const double taken = elapsed();
   return std::accumulate(done.begin(), done.end(), 0.0) / taken;
 }
