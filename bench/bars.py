@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from . import summary, units
-from .machine import brgemm_of
 from .providers import BASELINE, FUSED
 from .report import make_table, show_table
 from .results import Result, Run, geometric_mean
@@ -94,23 +93,15 @@ def extra_providers(workload: Workload, mode: str) -> list[str]:
     return names
 
 
-def with_brgemm(result: Result) -> Result:
-    """With the rate of oneDNN's micro-kernel where a bar is a share of it."""
-    if not brgemm_bar(result):
-        return result
-    return replace(result, brgemm_gflops=brgemm_of(result.workload, result.threads))
-
-
-def brgemm_bar(result: Result) -> float | None:
+def brgemm_bar(workload: Workload, mode: str) -> float | None:
     """The share of oneDNN's micro-kernel that a row has to reach."""
-    workload = result.workload
     hidden = max(workload.hidden)
     if workload.group not in (DENSE, GRID) or workload.batch < 8:
         return None
     if 512 <= hidden <= 640:
-        return {INFERENCE: 0.90, TRAINING: 0.85}.get(result.mode)
+        return {INFERENCE: 0.90, TRAINING: 0.85}.get(mode)
     if 256 <= hidden <= 384:
-        return {INFERENCE: 0.80, TRAINING: 0.72}.get(result.mode)
+        return {INFERENCE: 0.80, TRAINING: 0.72}.get(mode)
     return None
 
 
@@ -149,9 +140,9 @@ def brgemm_shares(run: Run) -> Iterator[Bar]:
     """The row that stays furthest below its share of oneDNN's micro-kernel, for each share."""
     worst: dict[tuple[str, float], tuple[float, Result]] = {}
     for result in run.results:
-        wanted, rate = brgemm_bar(result), result.gflops()
-        if wanted and rate and result.brgemm_gflops:
-            found = (rate / result.brgemm_gflops, result)
+        wanted, share = brgemm_bar(result.workload, result.mode), result.brgemm_share()
+        if wanted and share:
+            found = (share, result)
             key = (result.mode, wanted)
             worst[key] = min(worst.get(key, found), found, key=lambda pair: pair[0])
     for (mode, wanted), (share, result) in worst.items():

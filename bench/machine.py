@@ -11,6 +11,7 @@ from .watch import watch
 from .workload import Workload
 
 PANEL = 64  # columns of a panel that oneDNN's micro-kernel multiplies with
+TRIALS = 2  # the first finds the panels in no cache
 BEYOND_CACHES = 4  # times the shared cache: hardly any of so much is found in it again
 MATRIX_DTYPES = ("bfloat16", "float16")  # that may have units of their own
 
@@ -58,11 +59,9 @@ def matrix_peak(dtype: str, threads: int) -> float:
     return 1e9 * (_ops.extension.brgemm_rate(64, PANEL, 512, 1, dtype, threads) or 0)
 
 
-@functools.cache
 def brgemm_gflops(batch: int, hidden: int, dtype: str, threads: int) -> float | None:
-    """Rate of oneDNN's micro-kernel on W_hh [4H, H] in panels, the faster of both ways to split.
-
-    The threads share the rows, and each reads every panel; or they share the panels.
+    """Rate, now, of oneDNN's micro-kernel on W_hh [4H, H] in panels, the faster of both ways to
+    split: the threads share the rows, and each reads every panel; or they share the panels.
     """
     rate = getattr(_ops.extension, "brgemm_rate", None)
     if rate is None:
@@ -70,10 +69,8 @@ def brgemm_gflops(batch: int, hidden: int, dtype: str, threads: int) -> float | 
     panels = max(1, 4 * hidden // PANEL)
     splits = {(max(1, batch // threads), panels), (batch, max(1, panels // threads))}
 
-    def best() -> float:
-        return max(rate(rows, PANEL, hidden, count, dtype, threads) for rows, count in splits)
-
-    return watch(threads).measured(best) or None
+    asked = {"dtype": dtype, "threads": threads, "trials": TRIALS}
+    return max(rate(rows, PANEL, hidden, count, **asked) for rows, count in splits) or None
 
 
 def brgemm_of(workload: Workload, threads: int) -> float | None:

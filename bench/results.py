@@ -74,7 +74,9 @@ class Result:
     threads: int
     measurements: dict[str, Measurement]
     limit: Limit | None = None
-    brgemm_gflops: float | None = None  # of oneDNN's micro-kernel on panels of this row's size
+    # Seconds for the row's products at the rate of oneDNN's micro-kernel on panels of its size, as
+    # measured in each round.
+    brgemm_seconds: list[float] = field(default_factory=list)
     again: int = 0  # rounds that do not count, as a core was missing: see watch.py
     disturbed: int = 0  # rounds that do count although one was
 
@@ -107,6 +109,19 @@ class Result:
     def gflops(self, provider: str = FUSED) -> float | None:
         time = self.time(provider)
         return self.workload.flops(self.mode) / time.median / 1e9 if time else None
+
+    def brgemm_gflops(self) -> float | None:
+        if not self.brgemm_seconds:
+            return None
+        return self.workload.flops(self.mode) / spread(self.brgemm_seconds).median / 1e9
+
+    def brgemm_share(self) -> float | None:
+        """Rate of fused_lstm as a share of the micro-kernel's: of each round, the median."""
+        ours = self.measurements.get(FUSED)
+        if not (self.brgemm_seconds and ours and ours.seconds):
+            return None
+        rounds = zip(self.brgemm_seconds, ours.seconds, strict=True)
+        return spread([least / taken for least, taken in rounds]).median
 
     def share(self, provider: str = FUSED) -> float | None:
         """Share of the machine's limit that a provider reaches."""
@@ -157,7 +172,8 @@ def result_json(result: Result) -> dict:
         "mode": result.mode,
         "threads": result.threads,
         "limit": dataclasses.asdict(result.limit) if result.limit else None,
-        "brgemm_gflops": result.brgemm_gflops,
+        "brgemm_seconds": result.brgemm_seconds,
+        "brgemm_gflops": result.brgemm_gflops(),
         "again": result.again,
         "disturbed": result.disturbed,
         "providers": {n: timing_json(n, m) for n, m in result.measurements.items()},
@@ -202,7 +218,7 @@ def result_from(values: dict) -> Result:
         values["threads"],
         {n: Measurement(**known(Measurement, m)) for n, m in values["providers"].items()},
         Limit(**limit) if limit else None,
-        values["brgemm_gflops"],
+        values.get("brgemm_seconds", []),
         values.get("again", 0),
         values.get("disturbed", 0),
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch.utils.benchmark.utils.timer import timer
@@ -15,6 +16,7 @@ from torch.utils.benchmark.utils.timer import timer
 from . import accuracy
 from .accuracy import Reference
 from .limits import limit_of
+from .machine import brgemm_of
 from .memory import peak_memory
 from .problem import Problem, Tensors, make_problem
 from .providers import BASELINE, PROVIDERS, Prepared, Provider, thread_count
@@ -23,7 +25,14 @@ from .watch import MOST_AGAIN, Kept, Watch, watch
 from .workload import Workload
 
 SHORTEST_BLOCK = 0.01  # seconds: far above the clock's resolution and what one block costs
+BRGEMM = "brgemm"  # its turn, beside those of providers
 LEAST_ROUNDS = 5  # fewer have no quartiles to speak of
+
+
+class Timed(Protocol):
+    """What takes part in each round."""
+
+    def seconds(self) -> float: ...
 
 
 @dataclass
@@ -42,12 +51,24 @@ class Turn:
         return elapsed / self.repeats / self.calls
 
 
+@dataclass
+class BrgemmTurn:
+    """Seconds of the row's products at the micro-kernel's rate of this moment."""
+
+    workload: Workload
+    mode: str
+    threads: int
+
+    def seconds(self) -> float:
+        return self.workload.flops(self.mode) / (1e9 * brgemm_of(self.workload, self.threads))
+
+
 def repeats_for(seconds: float) -> int:
     return max(1, round(SHORTEST_BLOCK / max(seconds, 1e-9)))
 
 
 def take_turns(
-    turns: dict[str, Turn], budget: float, seconds: dict[str, list[float]], cores: Watch
+    turns: Mapping[str, Timed], budget: float, seconds: dict[str, list[float]], cores: Watch
 ) -> tuple[dict[str, str], Kept]:
     """Appends to each provider's `seconds`, one entry a round; returns why, for those that failed,
     whose times are dropped, and which rounds were kept.
@@ -103,16 +124,23 @@ class Row:
         self.problem: Problem = make_problem(workload, self.threads, device)
         self.reference = functools.cache(functools.partial(Reference, self.problem))
 
-    def measure(self, mode: str, providers: list[Provider], budget: float) -> Result:
+    def measure(
+        self, mode: str, providers: list[Provider], budget: float, brgemm: bool = False
+    ) -> Result:
+        """With `brgemm` the micro-kernel takes part in each round: see `Result.brgemm_seconds`."""
         with self.settings():
             measurements, turns = self.prepare_all(mode, providers)
-            seconds = {name: measurements[name].seconds for name in turns}
-            failed, kept = take_turns(turns, budget, seconds, watch(self.threads, self.device))
+            seconds = {name: measurements[name].seconds for name in turns} | {BRGEMM: []}
+            timed: dict[str, Timed] = dict(turns)
+            if brgemm and turns and brgemm_of(self.workload, self.threads):
+                timed[BRGEMM] = BrgemmTurn(self.workload, mode, self.threads)
+            failed, kept = take_turns(timed, budget, seconds, watch(self.threads, self.device))
+            failed.pop(BRGEMM, None)
             for name, reason in failed.items():
                 measurements[name] = replace(measurements[name], failed=reason)
         limit = limit_of(self.workload, mode, self.threads, self.device)
         return Result(
-            self.workload, mode, self.threads, measurements, limit,
+            self.workload, mode, self.threads, measurements, limit, seconds[BRGEMM],
             again=kept.again, disturbed=kept.disturbed,
         )  # fmt: skip
 

@@ -86,8 +86,8 @@ def measure_case(case: Case, row: Callable[[], Row], options: argparse.Namespace
         arguments = (case.workload, case.mode, options.threads, case.providers)
         run.disturbances.append(measure_disturbed(*arguments, budget))
     else:
-        result = row().measure(case.mode, case.providers, budget)
-        run.results.append(bars.with_brgemm(result) if options.bars else result)
+        brgemm = options.bars and bars.brgemm_bar(case.workload, case.mode) is not None
+        run.results.append(row().measure(case.mode, case.providers, budget, brgemm))
 
 
 def main(package: str, arguments: list[str] | None = None) -> int:

@@ -153,6 +153,13 @@ class Extension(SimpleNamespace):
         return 195.0 * threads
 
     def brgemm_rate(
-        self, rows: int, columns: int, depth: int, panels: int, dtype: str, threads: int
+        self,
+        rows: int,
+        columns: int,
+        depth: int,
+        panels: int,
+        dtype: str,
+        threads: int,
+        trials: int = 5,
     ) -> float:
         return {"bfloat16": 500.0}.get(dtype, 180.0) * threads

@@ -238,6 +238,44 @@ def test_a_provider_that_fails_while_it_is_timed_loses_no_other(calls):
     assert measured.faster(BASELINE, "linear")
 
 
+def rates_of_brgemm(monkeypatch, rates):
+    """Finds these GFLOP/s one after the other; an exception is raised."""
+    left = iter(rates)
+
+    def rate(workload, threads):
+        found = next(left)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(runner, "brgemm_of", rate)
+
+
+def test_the_micro_kernel_takes_part_in_every_round(monkeypatch):
+    monkeypatch.setattr(runner, "watch", lambda threads, device: UNWATCHED)
+    rates_of_brgemm(monkeypatch, [100.0, 1.0, 2.0, 4.0, 5.0, 10.0])  # the first asks for it
+    measured = Row(TINY, 1).measure(INFERENCE, BOTH, budget=0, brgemm=True)
+    seconds = [TINY.flops(INFERENCE) / 1e9 / rate for rate in (1.0, 2.0, 4.0, 5.0, 10.0)]
+    assert measured.brgemm_seconds == pytest.approx(seconds)
+    assert measured.brgemm_gflops() == pytest.approx(4.0)
+    assert set(measured.measurements) == {BASELINE, FUSED}
+    ours = measured.measurements[FUSED].seconds
+    shares = [least / taken for least, taken in zip(seconds, ours, strict=True)]
+    assert measured.brgemm_share() == pytest.approx(spread(shares).median)
+
+
+@pytest.mark.parametrize(
+    ("rates", "asked"),
+    [([], False), ([None], True), ([100.0, 1.0, ValueError("none here")], True)],
+)
+def test_rows_without_the_micro_kernel_have_no_share(monkeypatch, rates, asked):
+    monkeypatch.setattr(runner, "watch", lambda threads, device: UNWATCHED)
+    rates_of_brgemm(monkeypatch, rates)
+    measured = Row(TINY, 1).measure(INFERENCE, BOTH, budget=0, brgemm=asked)
+    assert measured.brgemm_share() is measured.brgemm_gflops() is None
+    assert measured.faster()
+
+
 def test_time_is_per_call_of_the_module(monkeypatch):
     turn = Turn(lambda: time.sleep(0.02), repeats=2, calls=10)
     assert 0.002 <= turn.seconds() < 0.01

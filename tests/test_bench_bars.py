@@ -45,13 +45,15 @@ def test_means_have_the_bar_of_their_processor():
 
 
 def test_share_of_the_micro_kernel():
-    row = fakes.result(2.0, "square", brgemm_gflops=1.0)
-    rate = row.gflops()
+    row = fakes.result(2.0, "square")
+    ours = row.measurements["fused_lstm"].seconds
     what = "of brgemm, inference, square"
-    assert met([replace(row, brgemm_gflops=rate / 0.91)])[what] is True
-    assert met([replace(row, brgemm_gflops=rate / 0.89)])[what] is False
+    for share, is_met in ((0.91, True), (0.89, False)):
+        rounds = [share * seconds for seconds in ours]
+        assert met([replace(row, brgemm_seconds=rounds)])[what] is is_met
+    assert what not in met([row])
     for small in (fakes.workload("square", batch=4), fakes.workload("square", hidden=(128,))):
-        assert bars.brgemm_bar(fakes.result(2.0, small)) is None
+        assert bars.brgemm_bar(small, INFERENCE) is None
 
 
 def test_one_sequence_on_two_threads():

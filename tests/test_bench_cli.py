@@ -166,12 +166,20 @@ def budgets():
 
 
 @pytest.fixture
-def measured(monkeypatch, budgets):
+def micro_kernel():
+    """Rows that were held against oneDNN's."""
+    return []
+
+
+@pytest.fixture
+def measured(monkeypatch, budgets, micro_kernel):
     """Rows take no time: a ratio of 2 everywhere. Yields the rows that were asked for."""
     asked = []
 
-    def measure(self, mode, providers, budget):
+    def measure(self, mode, providers, budget, brgemm):
         asked.append((self.workload.name, mode))
+        if brgemm:
+            micro_kernel.append((self.workload.name, mode))
         budgets.append(budget)
         return fakes.result(2.0, self.workload, mode)
 
@@ -203,6 +211,14 @@ def test_a_budget_of_nothing_is_none(measured, budgets):
     assert budgets == [0, suite.BUDGET, suite.QUICK_BUDGET]
 
 
+def test_rows_with_a_bar_are_held_against_the_micro_kernel(measured, micro_kernel):
+    names = ["--workload", "single", "square"]
+    suite.main("bench", names)
+    assert micro_kernel == []
+    suite.main("bench", [*names, "--bars"])
+    assert micro_kernel == [("square", INFERENCE), ("square", TRAINING)]
+
+
 def test_details_and_bars_on_request(measured, capsys):
     assert suite.main("bench", ["--workload", "single", "--details", "--bars"]) == 0
     said = capsys.readouterr().out
@@ -216,10 +232,10 @@ def test_details_and_bars_on_request(measured, capsys):
 def test_ctrl_c_keeps_what_is_done(measured, monkeypatch, tmp_path, capsys):
     measure = Row.measure
 
-    def interrupted(self, mode, providers, budget):
+    def interrupted(self, mode, providers, budget, brgemm):
         if len(measured) == 3:
             raise KeyboardInterrupt
-        return measure(self, mode, providers, budget)
+        return measure(self, mode, providers, budget, brgemm)
 
     monkeypatch.setattr(Row, "measure", interrupted)
     file = tmp_path / "part.json"
@@ -236,8 +252,8 @@ def test_an_error_in_a_row_loses_no_other(measured, monkeypatch, tmp_path, capsy
     """What was measured is in the file from then on."""
     measure, file, kept = Row.measure, tmp_path / "part.json", []
 
-    def failing(self, mode, providers, budget):
-        found = measure(self, mode, providers, budget)
+    def failing(self, mode, providers, budget, brgemm):
+        found = measure(self, mode, providers, budget, brgemm)
         kept.append(len(results.load(file).results) if file.exists() else 0)
         if len(measured) == 2:
             raise MemoryError("no more\nthan this")

@@ -318,13 +318,15 @@ def test_memory_of_older_runs_is_not_taken_for_that_of_a_first_call():
 
 
 def test_json_says_what_other_programs_want_to_know():
-    values = results.to_json(Run(fakes.ENVIRONMENT, [fakes.result(2.0, brgemm_gflops=200.0)]))
+    made = fakes.result(2.0, brgemm_seconds=fakes.around(1e-3))
+    values = results.to_json(Run(fakes.ENVIRONMENT, [made]))
     (row,) = values["results"]
+    assert results.from_json(values).results == [made]
     assert row["workload"]["dtype"] == "float32"
     assert row["times_faster_than"]["nn.LSTM"]["median"] == pytest.approx(2.0)
     assert row["providers"]["fused_lstm"]["median"] == pytest.approx(12.3456e-3)
     assert row["share_of_limit"]["fused_lstm"] == pytest.approx(0.5)
-    assert row["brgemm_gflops"] == 200.0
+    assert row["brgemm_gflops"] == pytest.approx(made.workload.flops(made.mode) / 1e-3 / 1e9)
     assert row["providers"]["fused_lstm"]["first_call_memory"] == 98765432
 
 

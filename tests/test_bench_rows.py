@@ -128,10 +128,8 @@ def fake_machine(monkeypatch):
         machine, "watch", lambda threads: UNWATCHED
     )  # that of real cores may be kept
     machine.machine.cache_clear()
-    machine.brgemm_gflops.cache_clear()
     yield
     machine.machine.cache_clear()
-    machine.brgemm_gflops.cache_clear()
 
 
 @pytest.mark.usefixtures("fake_machine")
@@ -179,7 +177,7 @@ def test_layers_and_directions_add_up():
 def test_brgemm_is_measured_on_the_rows_own_panels(monkeypatch):
     asked = []
 
-    def rate(rows, columns, depth, panels, dtype, threads):
+    def rate(rows, columns, depth, panels, dtype, threads, trials):
         asked.append((rows, columns, depth, panels, dtype, threads))
         return rows
 
@@ -191,11 +189,9 @@ def test_brgemm_is_measured_on_the_rows_own_panels(monkeypatch):
 def test_a_machine_that_cannot_be_measured_has_no_limit(monkeypatch):
     monkeypatch.setattr(_ops, "extension", None)
     machine.machine.cache_clear()
-    machine.brgemm_gflops.cache_clear()
     assert limits.limit_of(TINY, INFERENCE, 2, "cpu") is None
     assert machine.brgemm_of(TINY, 2) is None
     machine.machine.cache_clear()
-    machine.brgemm_gflops.cache_clear()
 
 
 def test_floor_of_a_step():

@@ -107,7 +107,7 @@ def test_rates_of_the_machine_are_measured_while_it_is_all_there(monkeypatch):
     assert len(tries) == MOST_AGAIN
 
 
-def test_the_machine_and_its_panels_are_measured_so(monkeypatch):
+def test_the_machine_is_measured_so(monkeypatch):
     watched = []
 
     class Recording(Watch):
@@ -118,8 +118,7 @@ def test_the_machine_and_its_panels_are_measured_so(monkeypatch):
     monkeypatch.setattr(machine, "watch", lambda threads: Recording(lambda: BEST))
     monkeypatch.setattr(machine._ops, "extension", fakes.Extension())
     facts = machine.machine.__wrapped__("float32", 2)
-    assert machine.brgemm_gflops.__wrapped__(64, 512, "float32", 2) == 360.0
-    assert watched == [facts, 360.0]
+    assert watched == [facts]
 
 
 def test_cores_are_looked_at_where_they_can_be(monkeypatch):
@@ -154,7 +153,7 @@ def test_a_report_says_what_was_missing():
     assert [(each.again, each.disturbed) for each in kept] == [(3, 0), (0, 4)]
 
 
-@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_rate_is_found_however_late_a_team_begins(threads, extension):
     """On a busy machine the time is over before it does."""
     assert extension.fma_rate(threads, 0.0) > 0

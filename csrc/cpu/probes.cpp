@@ -41,9 +41,9 @@ double rate_of(int threads, double seconds, const F& f) {
 }
 
 template <class F>
-double best_rate(int threads, const F& f) {
+double best_rate(int threads, const F& f, int trials = kTrials) {
   double best = 0;
-  for (int trial = 0; trial < kTrials; ++trial) {
+  for (int trial = 0; trial < trials; ++trial) {
     best = std::max(best, rate_of(threads, kShortest, f));
   }
   return best;
@@ -76,7 +76,7 @@ double own_panel_rate(int64_t rows, int64_t depth, int64_t panels, int threads) 
 
 template <class T>
 double onednn_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
-                   at::ScalarType type, int threads) {
+                   at::ScalarType type, int threads, int trials) {
   namespace blas = at::native::cpublas;
   const bool packed = type != at::kFloat;
   if (packed && !blas::could_pack(type)) return 0;
@@ -86,7 +86,7 @@ double onednn_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
   const T* a_data = a.const_data_ptr<T>();
   const T* b_data = b.const_data_ptr<T>();
   float* c_data = c.mutable_data_ptr<float>();
-  const double rate = best_rate(threads, [&](int rank) {
+  const auto multiply = [&](int rank) {
     for (int64_t i = 0; i < panels; ++i) {
       blas::brgemm(rows, columns, depth, depth, columns, columns, false, a_data,
                    b_data + (rank * panels + i) * depth * columns, c_data + rank * rows * columns,
@@ -94,8 +94,8 @@ double onednn_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
     }
     blas::brgemm_release(packed);
     return 2.0 * double(rows) * double(columns) * double(depth) * double(panels);
-  });
-  return rate * 1e-9;
+  };
+  return 1e-9 * best_rate(threads, multiply, trials);
 }
 
 }  // namespace
@@ -135,14 +135,15 @@ double multiply_add_rate(int threads, double seconds) {
 }
 
 double brgemm_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
-                   const std::string& dtype, int threads) {
+                   const std::string& dtype, int threads, int trials) {
   switch (dtype_named(dtype)) {
     case DType::float32:
-      return onednn_rate<float>(rows, columns, depth, panels, at::kFloat, threads);
+      return onednn_rate<float>(rows, columns, depth, panels, at::kFloat, threads, trials);
     case DType::bfloat16:
-      return onednn_rate<at::BFloat16>(rows, columns, depth, panels, at::kBFloat16, threads);
+      return onednn_rate<at::BFloat16>(rows, columns, depth, panels, at::kBFloat16, threads,
+                                       trials);
     case DType::float16:
-      return onednn_rate<at::Half>(rows, columns, depth, panels, at::kHalf, threads);
+      return onednn_rate<at::Half>(rows, columns, depth, panels, at::kHalf, threads, trials);
     default:
       return 0;
   }

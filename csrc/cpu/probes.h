@@ -15,9 +15,9 @@ double multiply_add_rate(int threads, double seconds);
 
 // GFLOP/s of `threads` threads at once, each multiplying `rows` rows with `panels` panels of this
 // depth, one after the other: by oneDNN's micro-kernel, as torch has it, and by this package's own.
-// 0 where it cannot be had. Panels of one's own are 4 vectors wide.
+// 0 where it cannot be had. Panels of one's own are 4 vectors wide. The best of `trials` counts.
 double brgemm_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
-                   const std::string& dtype, int threads);
+                   const std::string& dtype, int threads, int trials);
 double panel_rate(int64_t rows, int64_t depth, int64_t panels, const std::string& dtype,
                   int threads);
 
