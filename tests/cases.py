@@ -18,6 +18,13 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 DTYPE_IDS = ["fp32", "fp64", "bf16", "fp16"]
 
 
+def lines_said(stderr: str) -> list[str]:
+    """What a program printed, but for what some releases of torch add where there is a CUDA toolkit
+    and no GPU.
+    """
+    return [line for line in stderr.splitlines() if "No CUDA runtime is found" not in line]
+
+
 @dataclass(frozen=True)
 class Case:
     """One layer and one input."""

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import lines_said
 
 import fused_lstm
 from fused_lstm import _ops
@@ -45,13 +46,9 @@ def run_setup(*arguments, python_path=None, **variables):
 
 
 def refusal(result):
-    """The one line that a refused build prints.
-
-    A torch for CUDA has one of its own where there is a toolkit and no GPU.
-    """
+    """The one line that a refused build prints."""
     assert result.returncode != 0
-    lines = result.stderr.strip().splitlines()
-    lines = [line for line in lines if "No CUDA runtime is found" not in line]
+    lines = lines_said(result.stderr.strip())
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("fused_lstm: ")
     return lines[0]
