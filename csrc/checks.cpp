@@ -37,8 +37,9 @@ DType dtype_of(const at::Tensor& x) {
   }
 }
 
-Steps read_steps(const at::Tensor& x, const OptionalTensor& batch_sizes) {
+Steps read_steps(const at::Tensor& x, const OptionalTensor& batch_sizes, bool members) {
   if (!is_given(batch_sizes)) {
+    if (members && x.dim() == 4) return {x.size(0), x.size(1) * x.size(2)};
     TORCH_CHECK(x.dim() == 3, "fused_lstm: expected x of shape [T, B, I], got ", x.sizes());
     return {x.size(0), x.size(1)};
   }
@@ -85,7 +86,7 @@ at::ScalarType state_type(at::ScalarType type) {
 
 LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
                     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
-                    const c10::List<bool>& reverse, bool save) {
+                    const c10::List<bool>& reverse, bool save, bool members) {
   const auto directions = int(reverse.size());
   TORCH_CHECK(directions == 1 || directions == 2, "fused_lstm: expected 1 or 2 directions, got ",
               directions);
@@ -97,7 +98,7 @@ LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
               " for ", directions);
   TORCH_CHECK(weights[0].dim() == 2 && weights[0].size(0) % 4 == 0 && weights[0].size(0) > 0,
               "fused_lstm: expected w_ih of shape [4H, I], got ", weights[0].sizes());
-  call.steps = read_steps(x, batch_sizes);
+  call.steps = read_steps(x, batch_sizes, members);
 
   LstmProblem& p = call.problem;
   p.steps = call.steps.steps();
@@ -122,13 +123,18 @@ LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
   return call;
 }
 
+std::vector<int64_t> output_shape(const LstmProblem& p, const at::Tensor& x) {
+  const int64_t features = p.directions * p.output_size();
+  if (x.dim() == 2) return {x.size(0), features};
+  return {p.steps, p.batch, features};
+}
+
 void check_saved(const LayerCall& call, const OptionalTensor& grad_y,
                  const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
                  const at::Tensor& x, const at::Tensor& y, const at::Tensor& gates,
                  const at::Tensor& c, const c10::List<bool>& needs, size_t weights) {
   const LstmProblem& p = call.problem;
-  std::vector<int64_t> y_shape = x.sizes().vec();
-  y_shape.back() = p.directions * p.output_size();
+  const std::vector<int64_t> y_shape = output_shape(p, x);
   check_tensor(y, "y", y_shape, x.scalar_type(), x.device());
   check_tensor(grad_y, "grad_y", y_shape, x);
   check_tensor(grad_h_n, "grad_h_n", {p.directions, p.batch, p.output_size()}, x);

@@ -23,9 +23,13 @@ struct LayerCall {
   bool projected() const { return problem.proj_size > 0; }
 };
 
+// With `members`, x may be [T, B, V, I] too: every row has V members, which make B * V rows.
 LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
                     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
-                    const c10::List<bool>& reverse, bool save);
+                    const c10::List<bool>& reverse, bool save, bool members = false);
+
+// Of y: [T, B, D * P], or packed [N, D * P].
+std::vector<int64_t> output_shape(const LstmProblem& problem, const at::Tensor& x);
 
 // Refuse a tensor that is not as a kernel takes it.
 void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,

@@ -26,6 +26,12 @@ bool any_recorded(const Tensors&... tensors) {
   return (any_tensor(is_recorded, tensors) || ...);
 }
 
+// Members of a row are read where they lie below a vmap alone: what differentiates takes rows.
+void check_no_members(const Tensor& x) {
+  TORCH_CHECK(x.dim() < 4, "fused_lstm: expected x of shape [T, B, I] where a derivative is ",
+              "recorded, got ", x.sizes());
+}
+
 // A call that was not asked to save says nothing of what its node did.
 Forward saved_or_not(Forward out, bool save) {
   if (save) return out;
@@ -44,6 +50,7 @@ Forward forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto op = find_op<ForwardOp>("fused_lstm::lstm_layer");
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
+    check_no_members(x);
     const LayerArguments layer{x, batch_sizes, h0, c0, weights.vec(), reverse, std::nullopt};
     if (is_plain(layer)) return saved_or_not(recorded_layer(keys, layer), save);
     return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
@@ -63,6 +70,7 @@ std::vector<Tensor> backward_autograd(c10::DispatchKeySet keys, const OptionalTe
   static const auto op = find_op<BackwardOp>("fused_lstm::lstm_layer_backward");
   static const auto recorded = find_op<BackwardOp>("fused_lstm::_lstm_layer_backward_recorded");
   if (any_recorded(grad_y, grad_h_n, grad_c_n, x, h0, c0, weights)) {
+    check_no_members(x);
     return recorded.call(grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights,
                          std::move(reverse), y, gates, c, std::move(needs));
   }
@@ -134,6 +142,7 @@ Program program_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto op = find_op<ProgramOp>("fused_lstm::lstm");
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
+    check_no_members(x);
     const LayerArguments layer{x,           batch_sizes, h0, c0, weights.vec(), as_flags(reverse),
                                std::nullopt};
     auto [y, h_n, c_n, gates, c] =
@@ -188,6 +197,7 @@ std::tuple<Tensor, Tensor> cell(const Tensor& x, const OptionalTensor& h0, const
   "Tensor c, bool[] needs, int keep_every, bool compact) -> Tensor[]"
 
 TORCH_LIBRARY(fused_lstm, m) {
+  // On the CPU x may be [T, B, V, I] as well: rows of V members, which make a batch of B * V.
   m.def("lstm_layer" FUSED_LSTM_FORWARD);
   m.def("lstm_layer_backward" FUSED_LSTM_BACKWARD);
   // The layer over sequences with lengths [B], cut where reset [T, B] says so and begun anew from

@@ -6,6 +6,7 @@ says nothing of what is saved; that is decided where a graph is differentiated, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def _batch(
 ) -> int | torch.SymInt:
     """B; of packed input without a state the first of ``batch_sizes``, unseen while tracing."""
     if batch_sizes is None:
-        return x.shape[1]
+        return math.prod(x.shape[1:-1])
     if h0 is not None or c0 is not None:
         return (c0 if h0 is None else h0).shape[1]
     if type(batch_sizes) is Tensor:  # x alone has no values: the meta device
@@ -44,6 +45,8 @@ def fake_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     directions = len(reverse)
+    if batch_sizes is None and x.dim() == 4:
+        x = x.flatten(1, 2)  # rows of several members
     dims = 3 if batch_sizes is None else 2
     if x.dim() != dims:
         raise RuntimeError(f"fused_lstm: expected {dims}-D x, got {x.dim()}-D")
@@ -181,6 +184,7 @@ def _vmap_lstm(size: int, in_dims: Sequence, *args: Any) -> batching.Mapped:
         (*values, *weights),
         lengths=1,
         weights=4,
+        input=0,
     )
 
 
@@ -195,6 +199,7 @@ def _vmap_forward(size: int, in_dims: Sequence, *args: Any) -> batching.Mapped:
         (*values, *weights),
         lengths=1,
         weights=4,
+        input=0,
     )
     if save:
         return outputs, dims

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fused_lstm import _ops, _transforms, per_sample
 
+PLAIN = (Tensor, torch.nn.Parameter)  # what no tracer and no other transform looks at
 Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]  # outputs, and where V lies in each
 
 
@@ -27,6 +28,7 @@ def members(
     *,
     lengths: int,
     weights: int,
+    input: int | None = None,
     foldable: bool = True,
     recordable: bool = True,
 ) -> Mapped:
@@ -42,6 +44,7 @@ def members(
         args: the arguments, tensors with a dimension of V where ``in_dims`` says so.
         lengths: where ``batch_sizes`` is in ``args``.
         weights: where the weights begin; they end with ``args``.
+        input: where the input is, if ``function`` takes it as ``[T, B, V, I]`` too.
         foldable: whether shared weights allow one call: what comes back has a row per member.
         recordable: whether plain autograd may record a derivative of ``ensemble``.
 
@@ -57,7 +60,9 @@ def members(
     if size == 0:
         raise RuntimeError("vmap over an LSTM: expected at least one member, got none")
     if foldable and all(dim is None for dim in in_dims[weights:]):
-        return unfold(function(*fold(args, in_dims, size, lengths, weights)), size)
+        if input is not None and not reads_members(args, input):
+            input = None
+        return unfold(function(*fold(args, in_dims, size, lengths, weights, input)), size)
     at_once = not is_recorded(args) or (recordable and is_plain(args))
     if ensemble is None or not at_once or args[weights].device.type == "cuda":
         found = [function(*member(args, in_dims, k)) for k in range(size)]
@@ -86,12 +91,26 @@ def stacked(
     return found
 
 
+def reads_members(args: Sequence[Any], input: int) -> bool:
+    """Whether the op reads the members of its input where they lie: in its CPU kernels, and where
+    no derivative is recorded, which the reference would have to take of the same input.
+    """
+    x = args[input]
+    return x.device.type == "cpu" and type(x) in PLAIN and not is_recorded(args)
+
+
 def fold(
-    args: Sequence[Any], in_dims: Sequence[int | None], size: int, lengths: int, weights: int
+    args: Sequence[Any],
+    in_dims: Sequence[int | None],
+    size: int,
+    lengths: int,
+    weights: int,
+    input: int | None = None,
 ) -> list[Any]:
     """Rows ``[..., B, F]`` become ``[..., B*V, F]``: the members of a row lie next to each other.
 
-    So do they in packed input, whose steps keep their order with V times the rows.
+    So do they in packed input, whose steps keep their order with V times the rows. A padded
+    ``input`` becomes ``[T, B, V, I]``, which copies nothing.
     """
     folded = list(args)
     for k, (arg, dim) in enumerate(zip(args[:weights], in_dims[:weights], strict=True)):
@@ -102,13 +121,18 @@ def fold(
                 arg = arg.unsqueeze(-2).expand(*arg.shape[:-1], size, arg.shape[-1])
             else:
                 arg = arg.movedim(dim, -2)
-            folded[k] = arg.flatten(-3, -2)
+            folded[k] = arg if k == input and arg.dim() == 4 else arg.flatten(-3, -2)
     return folded
 
 
 def unfold(outputs: Sequence[Tensor], size: int) -> Mapped:
-    """The inverse of :func:`fold` for results, as views."""
-    unfolded = tuple(t.unflatten(-2, (t.shape[-2] // size, size)) for t in outputs)
+    """The inverse of :func:`fold` for results, as views.
+
+    The gradient of an input ``[T, B, V, I]`` has its shape.
+    """
+    unfolded = tuple(
+        t if t.dim() == 4 else t.unflatten(-2, (t.shape[-2] // size, size)) for t in outputs
+    )
     return unfolded, tuple(t.dim() - 2 for t in unfolded)
 
 
@@ -152,6 +176,7 @@ def backward_members(
         size,
         in_dims,
         args,
+        input=3,
         foldable=not own_gradients,
         recordable=False,
         **places,
@@ -165,9 +190,8 @@ def is_transformed() -> bool:
 
 def is_plain(args: Sequence[Any]) -> bool:
     """Whether plain autograd alone is below this vmap, on tensors that no tracer looks at."""
-    known = (Tensor, torch.nn.Parameter)
     return not is_transformed() and all(
-        type(arg) in known for arg in args if isinstance(arg, Tensor)
+        type(arg) in PLAIN for arg in args if isinstance(arg, Tensor)
     )
 
 

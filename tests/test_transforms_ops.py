@@ -34,7 +34,96 @@ def test_mapped_inputs_are_one_fused_call(extension):
     x, *rest = problem.arguments()
     with Ops() as ops:
         vmap(lambda x: problem.ours(x, *rest))(torch.stack([x] * 7))
-    assert ops.calls == [("lstm", (T, 7 * B, I))]
+    assert ops.calls == [("lstm", (T, B, 7, I))]  # where the members lie
+
+
+def rows_of_members(x):
+    """Members [T, B, V, I] of rows that lie V apart, as a vmap over the first dimension has them,
+    and the same rows side by side.
+    """
+    return x.movedim(0, -2), x.movedim(0, -2).flatten(1, 2)
+
+
+MEMBER_PLANS = ["", "fold=0 chunk=2", "fold=1", "algorithm=dot", "rows=2 fold=1", "units=2"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("plan", MEMBER_PLANS)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+def test_members_are_read_where_they_lie_bit_for_bit(extension, plan, dtype):
+    """In any order of dimensions, expanded ones and features apart among them."""
+    ops, members, hidden = torch.ops.fused_lstm, 3, 67  # more than one panel
+    weights = [
+        p.detach() for p in fused_lstm.LSTM(5, hidden, dtype=dtype, bidirectional=True).parameters()
+    ]
+    contiguous = torch.randn(members, 4, 2, 5, dtype=dtype)
+    expanded = torch.randn(1, 4, 2, 5, dtype=dtype).expand(members, -1, -1, -1)
+    apart = torch.randn(members, 4, 2, 10, dtype=dtype)[..., ::2]
+    one_row = torch.randn(members, 4, 1, 5, dtype=dtype)
+    batch_first = torch.randn(2, members, 4, 5, dtype=dtype).permute(1, 2, 0, 3)
+    for given in (contiguous, expanded, apart, one_row, batch_first):
+        extension.request_cpu_plan(plan)
+        try:
+            found = [both_passes(ops, x, weights) for x in rows_of_members(given)]
+        finally:
+            extension.request_cpu_plan("")
+        assert found[0][5].shape == (4, given.shape[2], members, 5)
+        found[0][5] = found[0][5].flatten(1, 2)
+        for actual, expected in zip(*found, strict=True):
+            assert torch.equal(actual, expected)
+
+
+def both_passes(ops, x, weights):
+    """Outputs, what is saved, and gradients of the input and every weight."""
+    reverse = [False, True]
+    y, h_n, c_n, gates, c = ops.lstm_layer(x, None, None, None, weights, reverse, True)
+    needs = [True, False, False, *[True] * len(weights)]
+    grads = ops.lstm_layer_backward(
+        y.cos(), None, None, x, None, None, None, weights, reverse, y, gates, c, needs
+    )
+    return [y, h_n, c_n, gates, c, *(g for g, need in zip(grads, needs, strict=True) if need)]
+
+
+def test_members_where_they_lie_are_for_the_layer_alone(extension):
+    problem = Problem()
+    x, _, _, *weights = (t.requires_grad_() for t in problem.arguments(2))
+    arguments = (None, None, None, [w[0] for w in weights], [False])
+    with pytest.raises(RuntimeError, match="where a derivative is recorded, got"):
+        torch.ops.fused_lstm.lstm_layer(x, *arguments, False)
+    with pytest.raises(RuntimeError, match="where a derivative is recorded, got"):
+        torch.ops.fused_lstm.lstm(x, *arguments)
+    none = (None, None, None, None, False, 0, False)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"expected x of shape \[T, B, I\]"):
+        torch.ops.fused_lstm.lstm_sequence(x, *arguments, *none)
+    with torch.no_grad():
+        for op in ("lstm_layer", "lstm"):
+            flags = (False,) if op == "lstm_layer" else ()
+            torch.library.opcheck(
+                getattr(torch.ops.fused_lstm, op).default, (x, *arguments, *flags)
+            )
+
+
+@pytest.mark.parametrize("variant", ["inference", "gradients"])
+def test_members_of_an_input_are_not_copied(extension, variant):
+    """A vmap of 16 MB of input makes no tensor of that size."""
+    module = fused_lstm.LSTM(64, 1)
+    x, found = torch.randn(8, 64, 128, 64), []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.numel() == x.numel() and not func.is_view:
+                found.append(func.name())
+            return out
+
+    with Copies(), torch.no_grad():
+        if variant == "inference":
+            vmap(lambda x: module(x)[0])(x)
+        else:
+            vmap(grad(lambda x: module(x)[0].sum()))(x)
+    assert found == []
 
 
 def test_per_sample_gradients_are_one_forward_and_one_backward(extension):
@@ -45,7 +134,7 @@ def test_per_sample_gradients_are_one_forward_and_one_backward(extension):
             torch.stack([x] * 7)
         )
     assert ops.calls == [
-        ("lstm_layer", (T, 7 * B, I)),
+        ("lstm_layer", (T, B, 7, I)),
         ("_lstm_layer_backward_gates", (T, 7 * B, I)),
     ]
 

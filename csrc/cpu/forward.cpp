@@ -170,7 +170,7 @@ class ForwardMember {
   // Where the input of walk step s lies.
   void set_input(const TimeOrder& order, int64_t s, GateStep<T>* g) {
     g->x_size = p_.input_size;
-    if (steps_.placed()) {
+    if (scratch_.x_rows != nullptr) {
       list_input(order, s, scratch_.x_rows);
       g->x.list = scratch_.x_rows;
     } else {

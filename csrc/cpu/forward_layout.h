@@ -109,8 +109,9 @@ class ForwardLayout {
       s.h_rows = arena.take<const T*>(rows);
       s.c_rows = arena.take<const Acc<T>*>(rows);
     }
+    const bool listed = args_.steps->placed() || args_.x.members > 1;
+    if (listed && !batched) s.x_rows = arena.take<const T*>(rows);
     if (args_.steps->placed()) {
-      if (!batched) s.x_rows = arena.take<const T*>(rows);
       s.y_rows = arena.take<T*>(rows);
       s.gates_rows = arena.take<T*>(rows);
       s.c_next_rows = arena.take<Acc<T>*>(rows);

@@ -37,20 +37,23 @@ struct DirectionGradients {  // null for what nobody asks for
 };
 
 // The input: row b of step t begins at x + t * step_stride + b * row_stride where dense, and at
-// x + (offset(t) + b) * row_stride where packed.
+// x + (offset(t) + b) * row_stride where packed. Where a row has several members, dense row b is
+// member b % members of row b / members.
 template <class T>
 struct Input {
   const T* data;
   int64_t step_stride, row_stride;
   int64_t batch;  // rows of a dense step
+  int64_t members = 1, member_stride = 0;
 
   const T* row(const Steps& steps, int64_t t, int64_t b) const {
     if (steps.placed()) {
       const int64_t place = steps.place(steps.offset(t) + b);
       return data + place / batch * step_stride + place % batch * row_stride;
     }
-    return data + (steps.packed() ? steps.offset(t) * row_stride : t * step_stride) +
-           b * row_stride;
+    const T* first = data + (steps.packed() ? steps.offset(t) * row_stride : t * step_stride);
+    if (members == 1) return first + b * row_stride;
+    return first + b / members * row_stride + b % members * member_stride;
   }
 };
 

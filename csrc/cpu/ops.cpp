@@ -33,8 +33,13 @@ Dense make_dense(const Arguments& a) {
 template <class T>
 Input<T> input_of(const Dense& t) {
   const at::Tensor& x = t.x;
+  if (x.dim() == 2) return {data<T>(x), x.stride(0), x.stride(0), 1};
   if (x.dim() == 3) return {data<T>(x), x.stride(0), x.stride(1), x.size(1)};
-  return {data<T>(x), x.stride(0), x.stride(0), 1};
+  const int64_t rows = x.size(1), members = x.size(2);
+  if (rows == 1 || x.stride(1) == members * x.stride(2)) {  // one stride after all
+    return {data<T>(x), x.stride(0), x.stride(2), rows * members};
+  }
+  return {data<T>(x), x.stride(0), x.stride(1), rows * members, members, x.stride(2)};
 }
 
 template <class T>
@@ -158,12 +163,10 @@ Forward allocate(const LayerCall& call, const at::Tensor& x) {
   const LstmProblem& p = call.problem;
   const auto options = x.options();
   const auto state = options.dtype(state_type(x.scalar_type()));
-  std::vector<int64_t> y_shape = x.sizes().vec();
-  y_shape.back() = p.directions * p.output_size();
   // Of c that is not kept nothing is written: small pages of it take no memory.
   const bool whole = p.keep_every == 0;
   const std::vector<int64_t> c_shape{p.directions, call.saved_rows, p.hidden_size};
-  return {pooled_tensor(y_shape, options),
+  return {pooled_tensor(output_shape(p, x), options),
           pooled_tensor({p.directions, p.batch, p.output_size()}, options),
           pooled_tensor({p.directions, p.batch, p.hidden_size}, options),
           p.save && whole
@@ -210,7 +213,7 @@ namespace {
 Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                    const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
                    bool save) {
-  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save);
+  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, save, true);
   const at::ScalarType type = x.scalar_type();
   if (!has_kernels(type)) {
     const at::ScalarType wide = at::kFloat;
@@ -236,7 +239,7 @@ std::vector<at::Tensor> lstm_layer_backward(
     const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
     const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse, const at::Tensor& y,
     const at::Tensor& gates, const at::Tensor& c, c10::List<bool> needs) {
-  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, true);
+  const LayerCall call = read_call(x, batch_sizes, h0, c0, weights, reverse, true, true);
   check_saved(call, grad_y, grad_h_n, grad_c_n, x, y, gates, c, needs, weights.size());
   const at::ScalarType type = x.scalar_type();
   if (!has_kernels(type)) {
