@@ -71,6 +71,13 @@ def stack() -> tuple[str, ...]:
     return tuple(transform.key().name for transform in get_interpreter_stack())
 
 
+def depth() -> int:
+    """How many transforms of ``torch.func`` are active."""
+    if not func_active():
+        return 0
+    return 1 if get_interpreter_stack is None else len(get_interpreter_stack())
+
+
 def only_mapped() -> bool:
     """Whether ``vmap`` is all that is active, once or several times, or nothing is."""
     return not forward_mode() and set(stack()) <= {"Vmap"}
