@@ -171,6 +171,19 @@ def test_both_directions_run_at_once():
     assert "both directions" in found["why"]
 
 
+@pytest.mark.parametrize("shape", [(200, 16, 512, 512), (200, 16, 1024, 512)], ids=str)
+def test_both_directions_do_not_crowd_a_cache_at_once(shape):
+    """17 and 25 MB of weights: too much for 32 MB, and not for 120."""
+    facts = {**QUICK_SHARED_CACHE, "barrier_ns_two": 45, "shared_bytes": 32 << 20}
+    found = plan(facts, *shape, directions=2, training=True)
+    assert found["directions"] == found["backward_directions"] == 1
+    assert found["threads"] == 2
+    roomy = plan({**facts, "shared_bytes": 120 << 20}, *shape, directions=2, training=True)
+    assert roomy["directions"] == roomy["backward_directions"] == 2
+    small = plan(facts, 100, 32, 128, 256, directions=2)
+    assert small["directions"] == 2
+
+
 def test_few_live_rows_make_less_work():
     """Sequences that end early leave too little for a second thread."""
     machine = {**TWO_CORES, "fork_ns_two": 15_000, "fork_ns_all": 15_000}

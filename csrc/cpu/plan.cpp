@@ -16,8 +16,11 @@ constexpr double kTimePerDoubling = 1 / 1.15;
 constexpr double kL2Share = 0.75;  // of L2 that weights can hold on to beside rows and gates
 constexpr double kOverlap = 0.2;   // of the shorter of loading and multiplying that is not hidden
 constexpr double kSkew = 0.02;     // of a step: members never come to a barrier together
-constexpr double kEarly = 1.5;     // times the cost of packing, if panels leave the cache again
-constexpr double kCallNs = 15;     // one kernel call
+// Of the cache that cores share: what weights may fill without harm to all else that passes through
+// it, and what it costs, of the time, if they fill the rest.
+constexpr double kFree = 0.3, kCrowding = 0.1;
+constexpr double kEarly = 1.5;         // times the cost of packing, if panels leave the cache again
+constexpr double kCallNs = 15;         // one kernel call
 constexpr int64_t kSampledSteps = 16;  // of a packed input
 
 // Costs by count, in multiply-adds of one vector. All but kSumCost decide between `dot` and
@@ -116,6 +119,19 @@ void for_splits(const LstmProblem& p, const PlanRequest& request, int64_t panels
   }
 }
 
+// Directions at once have all their weights in the cache that cores share, beside the rows, gates
+// and gradients that pass through it: the fuller it is, the more of these come from memory. Two
+// directions of 25 MB together, in 32 MB, took as long at once as one after the other while the
+// machine had that cache for itself, and 4 to 12 % longer while others used it too. So much decides
+// where the rest is alike.
+double crowding(const CpuMachine& m, const LstmProblem& p, const Split& split) {
+  if (p.directions == 1) return 1;
+  const double weights = 4.0 * double(p.hidden_size) * double(p.input_size + p.output_size());
+  const double bytes = split.directions * weights * m.vector_bytes / (m.lanes * m.pair);
+  const double filled = std::min(1.0, bytes / double(m.shared_bytes));
+  return 1 + kCrowding * std::max(0.0, filled - kFree) / (1 - kFree);
+}
+
 std::string describe(const PlanRequest& r) {
   auto part = [](const char* name, auto value) {
     return value ? std::string(" ") + name + "=" + std::to_string(int64_t(*value)) : std::string();
@@ -138,7 +154,7 @@ void choose_team(const CpuMachine& m, const LstmProblem& p, const PlanRequest& r
       candidate.direction_groups = split.directions;
       candidate.row_groups = split.rows;
       candidate.unit_groups = split.units;
-      candidate.predicted_ns = fork + cost(split, &candidate);
+      candidate.predicted_ns = fork + cost(split, &candidate) * crowding(m, p, split);
       const double gain =
           best_threads == 0 ? 1
                             : std::pow(kTimePerDoubling, std::log2(double(threads) / best_threads));
