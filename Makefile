@@ -7,13 +7,15 @@ CPP_TESTS := $(shell find tests bench examples -name '*.cpp' -o -name '*.h' -o -
 SANITIZED := build/sanitize
 BENCH_ARGS ?= --json build/bench.json
 
-# The quick tests in parts, by the first letter of their files: the last to run are to be short.
-QUICK := $(addprefix pytest-quick-,a-c d-k l-o p-z)
+# The tests in parts, by the first letter of their files: the last to run are to be short.
+PARTS := a-c d-k l-o p-z
+SLOW := $(addprefix pytest-slow-,$(PARTS))
+QUICK := $(addprefix pytest-quick-,$(PARTS))
 
 # With TORCH=2.15.0, `make test` and `make pytest` run in a copy of this folder, with that torch.
 COPY := build/torch-$(TORCH)
 
-.PHONY: bench test build lint format pytest pytest-slow pytest-quick $(QUICK) sanitize docs numbers wheel clean
+.PHONY: bench test build lint format pytest pytest-slow pytest-quick $(SLOW) $(QUICK) sanitize docs numbers wheel clean
 
 bench: build
 	$(BIN)/python -m bench $(BENCH_ARGS)
@@ -24,16 +26,18 @@ test pytest:
 	tar -c --exclude=./build --exclude=./dist --exclude=./.git --exclude='./.venv*' \
 	    --exclude='*.so' . | tar -x -C $(COPY)
 	sed -i 's/^torch==.*/torch==$(TORCH)/' $(COPY)/requirements-dev.txt
-	$(MAKE) -C $(COPY) --jobs 2 --output-sync=target pytest-slow $(QUICK) TORCH=
+	$(MAKE) -C $(COPY) --jobs 2 --output-sync=target $(SLOW) $(QUICK) TORCH=
 else
 # Each keeps about one core busy, so two run at once; the longest begin.
 test: lint build
-	$(MAKE) --jobs 2 --output-sync=target pytest-slow sanitize $(QUICK)
+	$(MAKE) --jobs 2 --output-sync=target $(SLOW) sanitize $(QUICK)
 
 pytest: pytest-slow pytest-quick
 
-pytest-slow: build
-	$(BIN)/python -m pytest -m slow
+pytest-slow: $(SLOW)
+
+$(SLOW): pytest-slow-%: build
+	$(BIN)/python -m pytest -m slow $(wildcard tests/test_[$*]*.py)
 
 pytest-quick: $(QUICK)
 
