@@ -371,7 +371,7 @@ def test_a_real_run_writes_json(tmp_path, extension):
     rows = ["small", "small, packed", "small, float16", "small, one core busy"]
     command = [sys.executable, "-m", "bench", "--budget", "0.01", "--bars", "--json", str(file)]
     run = subprocess.run(
-        [*command, "--workload", *rows], cwd=ROOT, capture_output=True, text=True, timeout=900
+        [*command, "--workload", *rows], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
     written = json.loads(file.read_text())
