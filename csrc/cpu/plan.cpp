@@ -120,10 +120,9 @@ void for_splits(const LstmProblem& p, const PlanRequest& request, int64_t panels
 }
 
 // Directions at once have all their weights in the cache that cores share, beside the rows, gates
-// and gradients that pass through it: the fuller it is, the more of these come from memory. Two
-// directions of 25 MB together, in 32 MB, took as long at once as one after the other while the
-// machine had that cache for itself, and 4 to 12 % longer while others used it too. So much decides
-// where the rest is alike.
+// and gradients that pass through it: the fuller it is, the more of these should come from memory.
+// With 32 MB on two cores, two layers of 17 and 25 MB took 4 % longer at once than one after the
+// other, a layer of 17 MB alone as long. So much decides where the rest is alike.
 double crowding(const CpuMachine& m, const LstmProblem& p, const Split& split) {
   if (p.directions == 1) return 1;
   const double weights = 4.0 * double(p.hidden_size) * double(p.input_size + p.output_size());
