@@ -10,9 +10,24 @@ import pytest
 QUIET, STALLED = (2e-3, 0.0), (8e-3, 6e-3)  # seconds of a team, and of these waited
 
 
+class OnCores:
+    """A Contention on a machine with so many free cores, and how often it asked for them."""
+
+    def __init__(self, contention, free=1024):
+        self.contention, self.free, self.asked = contention, free, 0
+        self.record = contention.record
+
+    def threads(self, now, available):
+        return self.contention.threads(now, available, self.count)
+
+    def count(self):
+        self.asked += 1
+        return self.free
+
+
 @pytest.fixture
 def contention(extension):
-    return extension.Contention()
+    return OnCores(extension.Contention())
 
 
 def run(contention, now, calls, each, size=8):
@@ -98,6 +113,20 @@ def test_the_larger_team_is_tried_again_later_and_later_while_stalls_come(conten
     assert now - begin == pytest.approx(0.1, abs=0.02)
 
 
+def test_of_a_team_that_is_tried_again_one_stall_is_enough(contention):
+    now = run(contention, 1000.0, 2, STALLED, 2) + 0.11
+    assert contention.threads(now, 2) == 2
+    now = run(contention, run(contention, now, 1, QUIET, 2), 1, STALLED, 2)
+    assert contention.threads(now, 2) == 1
+
+
+def test_what_went_well_for_a_while_is_no_trial(contention):
+    now = run(contention, 1000.0, 2, STALLED, 2) + 0.11
+    assert contention.threads(now, 2) == 2
+    now = run(contention, run(contention, now, 55, QUIET, 2), 1, (80e-3, 70e-3), 2)
+    assert contention.threads(now, 2) == 2
+
+
 def test_halvings_are_taken_back_one_after_the_other(contention):
     now = run(contention, run(contention, 1000.0, 2, STALLED, 8), 2, STALLED, 4)
     assert contention.threads(now, 8) == 2
@@ -106,6 +135,40 @@ def test_halvings_are_taken_back_one_after_the_other(contention):
         now += 0.09
         found.append(contention.threads(now, 8))
     assert found == [2, 2, 4, 8, 8, 8]
+
+
+@pytest.mark.parametrize(("size", "free"), [(2, 1), (8, 7), (64, 63)])
+def test_a_larger_team_waits_until_its_cores_are_free(contention, size, free):
+    contention.free = free
+    now = run(contention, 1000.0, 2, STALLED, size)
+    for _ in range(400):
+        now += 0.01
+        assert contention.threads(now, size) == size // 2
+    assert 35 <= contention.asked <= 40  # every 0.1 s
+    contention.free = size
+    assert contention.threads(now + 0.101, size) == size
+
+
+def test_as_many_cores_as_a_call_may_use_are_enough(contention):
+    contention.free = 6
+    now = run(contention, 1000.0, 2, STALLED, 8)
+    assert contention.threads(now + 0.101, 6) == 6
+
+
+def test_a_larger_team_does_not_wait_for_its_cores_forever(contention):
+    """Those of another part of the machine may be taken, and these free."""
+    contention.free, now = 0, 1000.0
+    for _ in range(2):
+        now = begin = run(contention, now, 2, STALLED, 2)
+        while contention.threads(now, 2) == 1:
+            now += 0.01
+        assert now - begin == pytest.approx(5.0, abs=0.15)
+
+
+def test_nobody_asks_for_free_cores_while_nobody_waits(contention):
+    now = run(contention, 1000.0, 100, QUIET)
+    assert contention.threads(now, 8) == 8
+    assert contention.asked == 0
 
 
 CALLS = """
@@ -146,7 +209,7 @@ print(threads())
 _ops.extension.request_cpu_plan("rows=2")
 print(threads())
 _ops.extension.request_cpu_plan("")
-time.sleep(4)
+time.sleep(8)
 print(threads())
 assert all(torch.equal(y, results[0]) for y in results)
 """

@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
 #include "call_memory.h"
@@ -130,7 +131,7 @@ void bind(py::module_& m) {
       .def(py::init<>())
       .def("record", &Contention::record, py::arg("now"), py::arg("size"), py::arg("taken"),
            py::arg("waited"))
-      .def("threads", &Contention::threads, py::arg("now"), py::arg("available"));
+      .def("threads", &Contention::threads, py::arg("now"), py::arg("available"), py::arg("free"));
   m.def("record_team", &record_team, "As if a team had run in this process now.", py::arg("size"),
         py::arg("taken"), py::arg("waited"));
   m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");

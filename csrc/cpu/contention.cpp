@@ -4,8 +4,14 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
+#include <limits>
 #include <mutex>
 #include <string>
+
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 namespace fused_lstm::cpu {
 namespace {
@@ -14,16 +20,20 @@ namespace {
 // of its time slices, of 1 to 10 ms each.
 constexpr double kWindow = 0.1;
 // A wait as long as this is a lost core; so is none of members that have unequal shares. One may be
-// an accident, which the next call does not meet again.
-constexpr double kStall = 0.5e-3, kAccidents = 1.5;
+// an accident, which the next call does not meet again; of a team that is tried again it is what
+// was to be found out.
+constexpr double kStall = 0.5e-3, kAccidents = 1.5, kAccidentsOfTrial = 0.5;
 // Half the team takes at most twice as long as the whole one without its waits: where this share of
 // the time was waiting, at most 2 * (1 - 0.6) = 0.8 of what the whole one takes with them. More
 // than half, as members that take turns wait that long for the last of three problems on two
 // threads.
 constexpr double kWorth = 0.6;
-// Trying the larger team again costs a few stalls, of 5 ms or so each: a tenth of the time at
-// first, and ever less while they come.
+// Trying the larger team again costs a stall, of 5 ms or so: a twentieth of the time at first, and
+// ever less while they come.
 constexpr double kHold = 0.1, kLongestHold = 1.6;
+// Where cores are missing the trial waits until they are free, but no longer than this: what is free
+// is counted over the whole machine, of which this process may have cores for itself.
+constexpr double kPatience = 5;
 
 double seconds_now() {
   using Clock = std::chrono::steady_clock;
@@ -36,6 +46,20 @@ bool adapts() {
     return value == nullptr || std::string(value) != "0";
   }();
   return on;
+}
+
+// Cores that nothing runs on but, maybe, this thread. All where the system does not say. About
+// 10 us.
+int free_cores() {
+#if defined(__linux__)
+  std::ifstream file("/proc/loadavg");
+  std::string average;
+  int running;  // or ready to run, with this thread
+  if (file >> average >> average >> average >> running) {
+    return int(sysconf(_SC_NPROCESSORS_ONLN)) - std::max(0, running - 1);
+  }
+#endif
+  return std::numeric_limits<int>::max();
 }
 
 std::mutex mutex;
@@ -52,19 +76,27 @@ void Contention::record(double now, int size, double taken, double waited) {
   taken_ = taken_ * keep + taken;
   waited_ = waited_ * keep + waited;
   stalls_ = stalls_ * keep + (waited > kStall ? 1 : 0);
-  if (stalls_ < kAccidents || waited_ < kWorth * taken_) return;
+  const bool trial = now < tried_ + kWindow;
+  if (stalls_ < (trial ? kAccidentsOfTrial : kAccidents) || waited_ < kWorth * taken_) return;
   const bool again = now < until_ + hold_;
   hold_ = again ? std::min(2 * hold_, kLongestHold) : kHold;
   until_ = now + hold_;
+  patience_ = now + kPatience;
   if (limit_ == 0) full_ = size;
   limit_ = std::max(1, size / 2);
   forget();
 }
 
-int Contention::threads(double now, int available) {
+int Contention::threads(double now, int available, const std::function<int()>& free) {
   while (limit_ > 0 && now >= until_) {
-    limit_ = 2 * limit_ < full_ ? 2 * limit_ : 0;
+    const int next = std::min(2 * limit_, full_);
+    if (now < patience_ && free() < std::min(next, available)) {
+      until_ = now + kHold;
+      break;
+    }
+    limit_ = next < full_ ? next : 0;
     until_ += kHold;
+    tried_ = now;
     forget();
   }
   return limit_ > 0 ? std::min(limit_, available) : available;
@@ -79,7 +111,7 @@ void record_team(int size, double taken, double waited) {
 int uncontended_threads(int available) {
   if (available == 1 || !adapts()) return available;
   const std::lock_guard<std::mutex> lock(mutex);
-  return of_process.threads(seconds_now(), available);
+  return of_process.threads(seconds_now(), available, free_cores);
 }
 
 }  // namespace fused_lstm::cpu

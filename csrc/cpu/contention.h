@@ -3,6 +3,8 @@
 // system lets someone else run: some milliseconds, the length of many calls.
 #pragma once
 
+#include <functional>
+
 namespace fused_lstm::cpu {
 
 // What came of teams in the last moments, and what follows from it. Times are in seconds.
@@ -12,8 +14,9 @@ class Contention {
   // of them, beyond what they wait for one that has its core.
   void record(double now, int size, double taken, double waited);
 
-  // Of the threads at hand those that a team should have.
-  int threads(double now, int available);
+  // Of the threads at hand those that a team should have. `free` is asked before a larger team is
+  // tried again: of how many cores nobody else has use.
+  int threads(double now, int available, const std::function<int()>& free);
 
  private:
   void forget();
@@ -22,6 +25,8 @@ class Contention {
   double last_ = 0;                             // record
   int limit_ = 0, full_ = 0;     // threads of a team now, and of the one halved first; 0: any
   double until_ = 0, hold_ = 0;  // when halved last: until when, and for how long
+  double patience_ = 0;          // and until when cores must be free
+  double tried_ = 0;             // a larger team, last
 };
 
 // The same of this process, by its clock, unless FUSED_LSTM_ADAPT_THREADS=0.
