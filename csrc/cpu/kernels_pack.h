@@ -34,6 +34,19 @@ void pack_transposed_directly(const PackTransposed<T>& s) {
   pack_transposed<Direct<T>>(s, s.panel);
 }
 
+// Rows ahead of the one that is read. Those of a list may lie anywhere, where the processor's own
+// prefetching does not look: 16 rows take as long as memory, some 100 ns.
+constexpr int64_t kRowsAhead = 16;
+
+template <class T>
+FUSED_LSTM_INLINE void fetch_ahead(const PackRows<T>& s, int64_t k, int64_t end) {
+  for (; k < s.k && k < end; ++k) {
+    const T* row = s.rows.at(k);
+    if (row == nullptr) continue;
+    for (int i = 0; i < s.cols; i += int(kLine / sizeof(T))) __builtin_prefetch(row + s.col0 + i);
+  }
+}
+
 template <class F>
 void pack_rows(const PackRows<typename F::Element>& s, typename F::Operand* out) {
   using T = typename F::Element;
@@ -41,6 +54,7 @@ void pack_rows(const PackRows<typename F::Element>& s, typename F::Operand* out)
   for (int64_t k = 0; k < s.k; k += pair) {
     const T* row = s.rows.at(k);
     const T* next = pair == 2 && k + 1 < s.k ? s.rows.at(k + 1) : nullptr;
+    if (s.rows.list != nullptr) fetch_ahead(s, k + kRowsAhead, k + kRowsAhead + pair);
     for (int v = 0; v < 4; ++v, out += width) {
       const int live = s.cols - v * lanes;
       const int n = live < lanes ? live : lanes;
