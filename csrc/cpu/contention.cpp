@@ -31,8 +31,8 @@ constexpr double kWorth = 0.6;
 // Trying the larger team again costs a stall, of 5 ms or so: a twentieth of the time at first, and
 // ever less while they come.
 constexpr double kHold = 0.1, kLongestHold = 1.6;
-// Where cores are missing the trial waits until they are free, but no longer than this: what is free
-// is counted over the whole machine, of which this process may have cores for itself.
+// Where cores are missing the trial waits until they are free, but no longer than this: what is
+// free is counted over the whole machine, of which this process may have cores for itself.
 constexpr double kPatience = 5;
 
 double seconds_now() {
