@@ -62,11 +62,12 @@ class Steps {
     offsets_.push_back(offset);
   }
 
-  // places[row] in tensors of `tensor_rows` rows, for all rows.
-  Steps(std::vector<int64_t> sizes, std::vector<int64_t> places, int64_t tensor_rows)
+  // places[row] in tensors for all rows; dead, the places of no row.
+  Steps(std::vector<int64_t> sizes, std::vector<int64_t> places, std::vector<int64_t> dead)
       : Steps(std::move(sizes)) {
     places_ = std::move(places);
-    tensor_rows_ = tensor_rows;
+    dead_ = std::move(dead);
+    placed_ = true;
   }
 
   int64_t steps() const { return steps_; }
@@ -75,14 +76,16 @@ class Steps {
   int64_t size(int64_t t) const { return packed() ? sizes_[t] : batch_; }
   int64_t offset(int64_t t) const { return packed() ? offsets_[t] : t * batch_; }
   int64_t rows() const { return offset(steps_); }
-  bool placed() const { return tensor_rows_ >= 0; }
+  bool placed() const { return placed_; }
   int64_t place(int64_t row) const { return placed() ? places_[row] : row; }
-  int64_t tensor_rows() const { return placed() ? tensor_rows_ : rows(); }
+  // Places that no row has, where tensors that have all are zero.
+  const std::vector<int64_t>& dead() const { return dead_; }
+  int64_t tensor_rows() const { return rows() + int64_t(dead_.size()); }
 
  private:
   int64_t steps_, batch_;
-  int64_t tensor_rows_ = -1;
-  std::vector<int64_t> sizes_, offsets_, places_;
+  bool placed_ = false;
+  std::vector<int64_t> sizes_, offsets_, places_, dead_;
 };
 
 }  // namespace fused_lstm

@@ -34,16 +34,13 @@ class Segments {
   }
   // Whether a segment's last state is that of the row.
   bool ends_row(const Segment& s, bool reverse) const { return reverse ? s.first : s.last; }
-  // Steps (t, b) = t * B + b of no segment, in this order.
-  const std::vector<int64_t>& dead() const { return dead_; }
 
  private:
   void cut(int64_t row, int64_t length, const bool* reset);
-  Steps sorted_steps(int64_t steps);
+  Steps sorted_steps(int64_t steps, std::vector<int64_t> dead);
 
   int64_t batch_;
   std::vector<Segment> segments_;
-  std::vector<int64_t> dead_;
   Steps steps_{0, 0};
 };
 

@@ -96,3 +96,31 @@ def test_all_that_lies_beyond_the_lengths_is_zero(threads):
         for t in (y, cells, grad):
             assert not t[dead].any()
             assert t[~dead].all()
+
+
+PLANS = ["units=2", "rows=2", "directions=2", "directions=1 units=2", "directions=1 rows=2 chunk=3"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_plan_clears_what_lies_beyond_the_lengths(extension, plan):
+    steps, batch, size = 150, 64, 80
+    lengths = torch.randint(0, steps + 1, (batch,))
+    dead = torch.arange(steps).unsqueeze(1) >= lengths
+    module = fused_lstm.LSTM(size, size, bidirectional="directions" in plan)
+    x = torch.randn(steps, batch, size, requires_grad=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        extension.request_cpu_plan(plan)
+        y, _ = module(x, lengths=lengths)
+        for _ in range(3):
+            held = [torch.full_like(t.detach(), float("nan")) for t in (x, y) for _ in range(4)]
+            del held, y
+            y, _ = module(x, lengths=lengths)
+            (grad,) = torch.autograd.grad(y.sum(), x)
+            for t in (y, grad):
+                assert not t[dead].any()
+                assert t[~dead].all()
+    finally:
+        extension.request_cpu_plan("")
+        torch.set_num_threads(threads)

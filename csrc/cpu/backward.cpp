@@ -107,8 +107,7 @@ class BackwardMember {
   void add_directions() {
     if (a_.dx == nullptr || p_.directions == 1) return;
     everybody_.wait();
-    const int rank = position_.direction_group * position_.group_size + position_.group_rank;
-    const Range share = part_of(a_.steps->rows(), rank, plan_.threads());
+    const Range share = part_of(a_.steps->rows(), position_.rank, plan_.threads());
     for (int64_t row = share.begin; row < share.end; ++row) {
       T* dx = a_.dx + a_.steps->place(row) * p_.input_size;
       const T* other = layout_.direction(1).dx + row * p_.input_size;

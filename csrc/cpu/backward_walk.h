@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backward_saved.h"
+#include "members.h"
 
 namespace fused_lstm::cpu {
 
@@ -36,12 +37,15 @@ class BackwardWalk {
         rows_(steps_, position.row_group, plan.row_groups),
         step_rows_(Places(steps_, false), rows_),
         out_units_(part_of(p_.output_size(), position.unit_group, plan.unit_groups, width())),
-        hidden_units_(part_of(p_.hidden_size, position.unit_group, plan.unit_groups, width())) {}
+        hidden_units_(part_of(p_.hidden_size, position.unit_group, plan.unit_groups, width())),
+        clearing_(args.dx, p_.input_size, steps_, position, plan,
+                  ceil_div(p_.directions, plan.direction_groups) * steps_.steps()) {}
 
   // Gradients of the pre-activations of walk steps [s0, s1), and dh for what comes before s0.
   void run(int d, const TimeOrder& order, int64_t s0, int64_t s1) {
     first_row_ = order.rows(s0, s1).begin;
     for (int64_t s = s1 - 1; s >= s0; --s) {
+      clearing_.advance();
       if (s < s1 - 1) pull_back(d, order, s + 1);
       if (p_.proj_size > 0) {
         project_back(d, order, s);
@@ -183,6 +187,7 @@ class BackwardWalk {
   const StepRows step_rows_;
   const Range out_units_;     // this member's columns of dh, cut at panels
   const Range hidden_units_;  // and of the gates; the same where there is no projection
+  Clearing<T> clearing_;      // of dx
   int64_t first_row_ = 0;     // of the chunk, among all rows
 };
 

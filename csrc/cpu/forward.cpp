@@ -42,6 +42,8 @@ class ForwardMember {
         saved_rows_(saved_, rows_),
         gate_panels_(p_, k_),
         panels_(part_of(gate_panels_.count(), position_.unit_group, plan.unit_groups)),
+        clearing_(a_.y, p_.directions * p_.output_size(), steps_, position_, plan,
+                  ceil_div(p_.directions, plan.direction_groups) * steps_.steps() * panels_.size()),
         scratch_(layout.scratch(rank)) {}
 
   void run() {
@@ -170,6 +172,7 @@ class ForwardMember {
     for_each_by_turns(panels_, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.unit = panel * k_.lanes;
       g.units = gate_panels_.units(panel);
+      clearing_.advance();
       if (plan_.algorithm == Algorithm::panels) {
         set_panel(d, panel, next, first_row, &g);
         return k_.gate_step(g);
@@ -319,7 +322,8 @@ class ForwardMember {
   const Places saved_;
   const StepRows saved_rows_;
   const GatePanels<T> gate_panels_;
-  const Range panels_;  // of hidden units
+  const Range panels_;    // of hidden units
+  Clearing<T> clearing_;  // of y
   const ForwardScratch<T> scratch_;
 };
 

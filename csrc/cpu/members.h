@@ -12,11 +12,12 @@ namespace fused_lstm::cpu {
 
 // Position of a member in its team: rank = (direction group, row group, unit group).
 struct Position {
-  int direction_group, row_group, unit_group;
+  int rank, direction_group, row_group, unit_group;
   int group_rank, group_size;  // among the members of the direction group
 
   Position(const CpuPlan& plan, int rank)
-      : direction_group(rank / (plan.row_groups * plan.unit_groups)),
+      : rank(rank),
+        direction_group(rank / (plan.row_groups * plan.unit_groups)),
         row_group(rank / plan.unit_groups % plan.row_groups),
         unit_group(rank % plan.unit_groups),
         group_rank(rank % (plan.row_groups * plan.unit_groups)),
@@ -68,6 +69,36 @@ class StepRows {
  private:
   const Places places_;
   const MemberRows& rows_;
+};
+
+// Zeros for this member's share of the rows that are no step's, of a tensor that has a place for
+// each: a few in each of so many turns. Cleared in one go they take as long as memory does;
+// between products their stores go there while the processor multiplies.
+template <class T>
+class Clearing {
+ public:
+  // None where the tensor is null.
+  Clearing(T* tensor, int64_t size, const Steps& steps, const Position& position,
+           const CpuPlan& plan, int64_t turns)
+      : tensor_(tensor),
+        size_(size),
+        dead_(steps.dead()),
+        share_(
+            part_of(tensor == nullptr ? 0 : int64_t(dead_.size()), position.rank, plan.threads())),
+        next_(share_.begin),
+        turns_(turns) {}
+
+  void advance() {
+    const int64_t end = share_.begin + share_.size() * ++turn_ / turns_;
+    for (; next_ < end; ++next_) std::fill_n(tensor_ + dead_[next_] * size_, size_, T{});
+  }
+
+ private:
+  T* tensor_;
+  int64_t size_;
+  const std::vector<int64_t>& dead_;
+  Range share_;
+  int64_t next_, turns_, turn_ = 0;
 };
 
 }  // namespace fused_lstm::cpu

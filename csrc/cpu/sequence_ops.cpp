@@ -165,15 +165,15 @@ constexpr int64_t kTaskBytes = 1 << 17;
 
 // rows = 0 for steps of no segment, in each of `blocks` blocks of rows.
 void clear_dead(const Segments& segments, const at::Tensor& rows, int64_t blocks) {
-  if (segments.dead().empty() || rows.numel() == 0) return;
+  if (segments.steps().dead().empty() || rows.numel() == 0) return;
   const int64_t bytes = rows.size(-1) * int64_t(rows.element_size());
   const int64_t block = rows.numel() / blocks * int64_t(rows.element_size());
   char* data = static_cast<char*>(rows.mutable_data_ptr());
-  const auto dead = int64_t(segments.dead().size());
+  const auto dead = int64_t(segments.steps().dead().size());
   at::parallel_for(0, dead, kTaskBytes / bytes + 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = 0; b < blocks; ++b) {
       for (int64_t i = begin; i < end; ++i) {
-        std::memset(data + b * block + segments.dead()[i] * bytes, 0, bytes);
+        std::memset(data + b * block + segments.steps().dead()[i] * bytes, 0, bytes);
       }
     }
   });
@@ -188,13 +188,14 @@ Forward run_segments(const LayerCall& call, const Segments& segments, const Argu
   auto [y, h_n, c_n, gates, c] = dense;
   h_n = at::empty({p.directions, segments.size(), p.output_size()}, options);
   c_n = at::empty({p.directions, segments.size(), p.hidden_size}, options);
-  clear_dead(segments, y, 1);
   if (p.save && !p.compact) {
     clear_dead(segments, gates, p.directions);
     clear_dead(segments, c, p.directions);
   }
   if (inner.problem.rows > 0) {
     compute(inner, {a.x, h0, c0, a.weights, a.reverse}, {y, h_n, c_n, gates, c});
+  } else {
+    y.zero_();
   }
   const auto last = [&](const at::Tensor& state, const OptionalTensor& first, int64_t size) {
     return select(state, segments.size(), tensor_or_none(first), size, options, a.reverse,
@@ -284,7 +285,6 @@ std::vector<at::Tensor> gradients_of_segments(const LayerCall& call, const Segme
   asked.set(1, needs.get(1) || needs.get(count));
   asked.set(2, needs.get(2) || needs.get(count + 1));
   std::vector<at::Tensor> grads = allocate_gradients(inner, a.x, a.weights, asked);
-  if (needs.get(0)) clear_dead(segments, grads[0], 1);
   if (inner.problem.rows > 0) {
     compute_gradients(inner, {a.x, h0, c0, a.weights, a.reverse}, of_segments, grads);
   } else {
