@@ -132,6 +132,8 @@ void bind(py::module_& m) {
       .def("record", &Contention::record, py::arg("now"), py::arg("size"), py::arg("taken"),
            py::arg("waited"))
       .def("threads", &Contention::threads, py::arg("now"), py::arg("available"), py::arg("free"));
+  m.def("free_cores", &free_cores, "Cores that no other process has use for.", py::arg("proc"),
+        py::arg("cores"));
   m.def("record_team", &record_team, "As if a team had run in this process now.", py::arg("size"),
         py::arg("taken"), py::arg("waited"));
   m.def("available_threads", &available_threads, "Threads that a call made here and now may have.");

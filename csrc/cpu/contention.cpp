@@ -10,6 +10,7 @@
 #include <string>
 
 #if defined(__linux__)
+#include <dirent.h>
 #include <unistd.h>
 #endif
 
@@ -33,7 +34,7 @@ constexpr double kWorth = 0.6;
 constexpr double kHold = 0.1, kLongestHold = 1.6;
 // Where cores are missing the trial waits until they are free, but no longer than this: what is
 // free is counted over the whole machine, of which this process may have cores for itself.
-constexpr double kPatience = 5;
+constexpr double kPatience = 2;
 
 double seconds_now() {
   using Clock = std::chrono::steady_clock;
@@ -48,18 +49,32 @@ bool adapts() {
   return on;
 }
 
-// Cores that nothing runs on but, maybe, this thread. All where the system does not say. About
-// 10 us.
-int free_cores() {
 #if defined(__linux__)
-  std::ifstream file("/proc/loadavg");
-  std::string average;
-  int running;  // or ready to run, with this thread
-  if (file >> average >> average >> average >> running) {
-    return int(sysconf(_SC_NPROCESSORS_ONLN)) - std::max(0, running - 1);
+// Threads of this process that run or are ready to.
+int running_here(const std::string& proc) {
+  const std::string folder = proc + "/self/task/";
+  DIR* tasks = opendir(folder.c_str());
+  if (tasks == nullptr) return 0;
+  int running = 0;
+  while (const dirent* task = readdir(tasks)) {
+    if (task->d_name[0] == '.') continue;
+    std::ifstream file(folder + task->d_name + "/stat");
+    std::string line;  // "id (name) state ...", where a name may hold anything
+    std::getline(file, line);
+    const size_t name_end = line.rfind(')');
+    if (name_end != std::string::npos && line.compare(name_end, 3, ") R") == 0) ++running;
   }
+  closedir(tasks);
+  return running;
+}
 #endif
+
+int cores_for_this_process() {
+#if defined(__linux__)
+  return free_cores("/proc", int(sysconf(_SC_NPROCESSORS_ONLN)));
+#else
   return std::numeric_limits<int>::max();
+#endif
 }
 
 std::mutex mutex;
@@ -102,6 +117,18 @@ int Contention::threads(double now, int available, const std::function<int()>& f
   return limit_ > 0 ? std::min(limit_, available) : available;
 }
 
+int free_cores(const std::string& proc, int cores) {
+#if defined(__linux__)
+  std::ifstream file(proc + "/loadavg");
+  std::string average;
+  int running;  // or ready to, on the whole machine
+  if (!(file >> average >> average >> average >> running)) return cores;
+  return running <= 1 ? cores : cores - std::max(0, running - running_here(proc));
+#else
+  return cores;
+#endif
+}
+
 void record_team(int size, double taken, double waited) {
   if (!adapts()) return;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -111,7 +138,7 @@ void record_team(int size, double taken, double waited) {
 int uncontended_threads(int available) {
   if (available == 1 || !adapts()) return available;
   const std::lock_guard<std::mutex> lock(mutex);
-  return of_process.threads(seconds_now(), available, free_cores);
+  return of_process.threads(seconds_now(), available, cores_for_this_process);
 }
 
 }  // namespace fused_lstm::cpu

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 
 namespace fused_lstm::cpu {
 
@@ -28,6 +29,12 @@ class Contention {
   double patience_ = 0;          // and until when cores must be free
   double tried_ = 0;             // a larger team, last
 };
+
+// Of so many cores those that no other process has use for; all where the system does not say.
+// Threads of this process do not count: those of a pool spin for some milliseconds after their last
+// work, and are the members of the next team. `proc` is the folder "/proc". 10 us, and as much for
+// every thread where more than one runs.
+int free_cores(const std::string& proc, int cores);
 
 // The same of this process, by its clock, unless FUSED_LSTM_ADAPT_THREADS=0.
 void record_team(int size, double taken, double waited);
