@@ -203,6 +203,7 @@ def test_a_core_that_another_process_keeps_busy_is_not_free(extension):
 
 
 CALLS = """
+import sys
 import threading
 import time
 import torch
@@ -213,6 +214,7 @@ torch.set_num_threads(2)
 module, x = fused_lstm.LSTM(64, 256), torch.randn(20, 32, 64)
 stream = module.stream(32)
 results, found = [], []
+adapts = sys.argv[1] == "True"
 
 def call():
     with torch.no_grad():
@@ -230,18 +232,29 @@ def threads():
         thread = threading.Thread(target=run)
         thread.start()
         thread.join()
-    assert found[0] == found[1], found
-    return found[0]
+    return found
 
-print(threads())
-for _ in range(8):
-    _ops.extension.record_team(2, 1.0, 0.9)
-print(threads())
+def stall():
+    for _ in range(8):
+        _ops.extension.record_team(2, 1.0, 0.9)
+
+# Other processes may take a core at any time, and then a team is smaller for a while.
+def find(expected, before=lambda: None):
+    missing, end = {0, 1}, time.monotonic() + 60
+    while True:
+        before()
+        missing -= {i for i, team in enumerate(threads()) if team == expected}
+        if not missing:
+            return
+        assert adapts and time.monotonic() < end, (expected, found)
+        time.sleep(0.1)
+
+find(2)
+find(1 if adapts else 2, before=stall)
 _ops.extension.request_cpu_plan("rows=2")
-print(threads())
+assert threads() == [2, 2], found
 _ops.extension.request_cpu_plan("")
-time.sleep(8)
-print(threads())
+find(2)
 assert all(torch.equal(y, results[0]) for y in results)
 """
 
@@ -250,7 +263,7 @@ assert all(torch.equal(y, results[0]) for y in results)
 def test_calls_of_a_process(extension, adapts):
     """A plan that is asked for keeps its team, and no team changes a bit."""
     result = subprocess.run(
-        [sys.executable, "-c", CALLS],
+        [sys.executable, "-c", CALLS, str(adapts)],
         env={
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parent.parent),
@@ -258,6 +271,6 @@ def test_calls_of_a_process(extension, adapts):
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
-    assert result.stdout.split() == ["2", "1" if adapts else "2", "2", "2"], result.stderr
+    assert result.returncode == 0, result.stderr
