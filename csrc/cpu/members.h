@@ -89,6 +89,7 @@ class Clearing {
         turns_(turns) {}
 
   void advance() {
+    if (next_ == share_.end) return;
     const int64_t end = share_.begin + share_.size() * ++turn_ / turns_;
     for (; next_ < end; ++next_) std::fill_n(tensor_ + dead_[next_] * size_, size_, T{});
   }
