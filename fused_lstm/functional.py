@@ -80,7 +80,8 @@ def lstm(
         backward, and in a compiled or exported program, as it is then.
 
     Raises:
-        TypeError: for a mask that is not bool, lengths of no integer dtype, and None in ``hx``.
+        TypeError: for a mask that is not bool, lengths of no integer dtype, recompute that is no
+            int, and None in ``hx``.
         ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
             ``torch.nn.LSTM`` of the running release raises, where it does.
     """

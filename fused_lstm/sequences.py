@@ -67,10 +67,13 @@ class SequenceCall:
             groups: layers times directions.
 
         Raises:
-            TypeError: for a mask that is not bool, or lengths of no integer dtype.
+            TypeError: for a mask that is not bool, lengths of no integer dtype, or recompute that
+                is no int.
             ValueError: for all else.
         """
         self._batch_first = batch_first
+        if not isinstance(self.recompute, int):
+            raise TypeError(f"expected recompute as an int, got {type(self.recompute).__name__}")
         if self.recompute < 0:
             raise ValueError(f"expected recompute of at least 0, got {self.recompute}")
         if self.reset_hx is not None and self.reset is None:

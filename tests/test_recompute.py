@@ -117,6 +117,13 @@ def test_negative_is_refused():
         module(torch.randn(4, 2, 2))
 
 
+@pytest.mark.parametrize("recompute", [1.5, "64", [64]])
+def test_what_is_no_int_is_refused(recompute):
+    module = fused_lstm.LSTM(2, 3, recompute=recompute)
+    with pytest.raises(TypeError, match="recompute as an int, got"):
+        module(torch.randn(4, 2, 2))
+
+
 MEASURE = """
 import json, sys, torch, fused_lstm
 k, T, B, H = json.loads(sys.argv[1])
