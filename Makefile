@@ -8,7 +8,7 @@ SANITIZED := build/sanitize
 BENCH_ARGS ?= --json build/bench.json
 
 # The tests in parts, by the first letter of their files: the last to run are to be short.
-PARTS := a-c d-k l-o p-z
+PARTS := c a-b d-k l-o p-z
 SLOW := $(addprefix pytest-slow-,$(PARTS))
 QUICK := $(addprefix pytest-quick-,$(PARTS))
 

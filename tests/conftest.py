@@ -8,6 +8,9 @@ from collections.abc import Iterator
 # The size of a team is a matter of the test, and not of what else runs on this machine. Before the
 # extension is there; also for the processes that tests start.
 os.environ.setdefault("FUSED_LSTM_ADAPT_THREADS", "0")
+# Threads that OpenMP keeps for the next team sleep until then. Spinning they keep the cores from
+# tests that run at the same time, which took up to nine times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
