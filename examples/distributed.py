@@ -105,6 +105,7 @@ def main() -> None:
         print(f"held-out squared error: {error:.4f} (always the mean: {mean:.4f})")
         if options.picture:
             draw(options.picture, losses)
+    dist.barrier()  # or one that ends before the others may be aborted by gloo's threads
     dist.destroy_process_group()
 
 
