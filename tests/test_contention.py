@@ -203,6 +203,7 @@ def test_a_core_that_another_process_keeps_busy_is_not_free(extension):
 
 
 CALLS = """
+import os
 import sys
 import threading
 import time
@@ -238,16 +239,18 @@ def stall():
     for _ in range(8):
         _ops.extension.record_team(2, 1.0, 0.9)
 
-# Other processes may take a core at any time, and then a team is smaller for a while.
+# Other processes may take a core at any time, and then a team is smaller for a while. What passes
+# while two cores are free is no excuse.
 def find(expected, before=lambda: None):
-    missing, end = {0, 1}, time.monotonic() + 60
+    missing, end, free = {0, 1}, time.monotonic() + 90, 0.0
     while True:
         before()
         missing -= {i for i, team in enumerate(threads()) if team == expected}
         if not missing:
             return
-        assert adapts and time.monotonic() < end, (expected, found)
+        assert adapts and time.monotonic() < end and free < 8, (expected, found, free)
         time.sleep(0.1)
+        free += 0.1 * (_ops.extension.free_cores("/proc", os.cpu_count()) >= 2)
 
 find(2)
 find(1 if adapts else 2, before=stall)
@@ -261,16 +264,19 @@ assert all(torch.equal(y, results[0]) for y in results)
 
 @pytest.mark.parametrize("adapts", [False, True])
 def test_calls_of_a_process(extension, adapts):
-    """A plan that is asked for keeps its team, and no team changes a bit."""
+    """A plan that is asked for keeps its team, and no team changes a bit.
+
+    With OpenMP's threads waiting as they do for users: those that spin count as running.
+    """
     result = subprocess.run(
         [sys.executable, "-c", CALLS, str(adapts)],
         env={
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"},
             "PYTHONPATH": str(Path(__file__).parent.parent),
             "FUSED_LSTM_ADAPT_THREADS": str(int(adapts)),
         },
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
