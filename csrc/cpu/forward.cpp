@@ -7,21 +7,6 @@
 namespace fused_lstm::cpu {
 namespace {
 
-// Half of the smallest L1: what is fetched into it is still there when it is read.
-constexpr int64_t kFetchBytes = 16 << 10, kLineBytes = 64;
-
-// Asks L1 for rows that others have just written. Their lines come from another core, in 100 to 500
-// ns each; a product of few rows asks for the next one when it is done with the one before.
-template <class T>
-void fetch_rows(const Rows<const T>& rows, int64_t count, int64_t size) {
-  const int64_t bytes = size * int64_t(sizeof(T));
-  if (count * bytes > kFetchBytes) return;
-  for (int64_t j = 0; j < count; ++j) {
-    const char* row = reinterpret_cast<const char*>(rows.at(j));
-    for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(row + i);
-  }
-}
-
 template <class T>
 class ForwardMember {
  public:
@@ -163,7 +148,6 @@ class ForwardMember {
     g.hidden = p_.hidden_size;
     if (!batched_input()) set_input(order, s, &g);
     set_state(d, order, s, &g);
-    if (plan_.unit_groups > 1) fetch_rows(g.h_prev, g.rows, g.h_size);
     set_results(d, order, s, &g);
     if (plan_.algorithm == Algorithm::panels) {
       if (g.x_size > 0) g.x = k_.operands(g.x, g.rows, g.x_size, scratch_.x_operands);
