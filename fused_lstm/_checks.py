@@ -49,26 +49,27 @@ def check_shapes(
     """
     gates, size = weights[1].shape
     hidden = gates // 4
-    biases = ("b_ih", "b_hh") if per_direction > 3 else ()
-    names = ("w_ih", "w_hh", *biases, "w_hr")
-    shapes = {"w_ih": (gates, x.shape[-1]), "w_hh": (gates, size), "w_hr": (size, hidden)}
-    given = [
-        (names[k % per_direction], w, shapes.get(names[k % per_direction], (gates,)))
-        for k, w in enumerate(weights)
-    ]
-    if batch is not None:
-        h_shape, c_shape = (groups, batch, size), (groups, batch, hidden)
-        given += [("h0", h0, h_shape), ("c0", c0, c_shape)]
-        given += [("reset_h", reset_h, h_shape), ("reset_c", reset_c, c_shape)]
-    for name, t, shape in given:
-        if t is not None and tuple(t.shape) != shape:
+    expected = [("w_ih", (gates, x.shape[-1])), ("w_hh", (gates, size))]
+    if per_direction > 3:
+        expected += [("b_ih", (gates,)), ("b_hh", (gates,))]
+    if per_direction % 2 == 1:
+        expected.append(("w_hr", (size, hidden)))
+    given = [(t, *expected[k % per_direction]) for k, t in enumerate(weights)]
+    h_shape = None if batch is None else (groups, batch, size)
+    c_shape = None if batch is None else (groups, batch, hidden)
+    states = ("h0", h0, h_shape), ("c0", c0, c_shape)
+    if reset_h is not None or reset_c is not None:
+        states += ("reset_h", reset_h, h_shape), ("reset_c", reset_c, c_shape)
+    given += [(t, name, shape) for name, t, shape in states if t is not None]
+    dtype, device = x.dtype, x.device
+    for t, name, shape in given:
+        if t.shape != shape and shape is not None:
             raise RuntimeError(
                 f"fused_lstm: expected {name} of shape {list(shape)}, got {list(t.shape)}"
             )
-    for t in (h0, c0, reset_h, reset_c, *weights):
-        if t is not None and (t.dtype != x.dtype or t.device != x.device):
+        if t.dtype != dtype or t.device != device:
             raise RuntimeError(
-                f"fused_lstm: expected {x.dtype} on {x.device} as x, got {t.dtype} on {t.device}"
+                f"fused_lstm: expected {dtype} on {device} as x, got {t.dtype} on {t.device}"
             )
 
 
