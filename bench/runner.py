@@ -25,6 +25,9 @@ from .watch import MOST_AGAIN, Kept, Watch, watch
 from .workload import Workload
 
 SHORTEST_BLOCK = 0.01  # seconds: far above the clock's resolution and what one block costs
+# Seconds of a call, up to which one more goes before those that are timed: the first finds caches
+# and threads as the turn before left them, which cost nn.LSTM half a millisecond.
+WARMED_UP = 0.1
 BRGEMM = "brgemm"  # its turn, beside those of providers
 LEAST_ROUNDS = 5  # fewer have no quartiles to speak of
 
@@ -37,16 +40,21 @@ class Timed(Protocol):
 
 @dataclass
 class Turn:
-    """A provider's part of each round: `repeats` times `run`, which makes `calls` calls."""
+    """A provider's part of each round: `repeats` times `run`, which makes `calls` calls, after one
+    that is not timed if `warm_up`.
+    """
 
     run: Callable[[], object]
     repeats: int = 1
     calls: int = 1
+    warm_up: bool = False
     settings: Callable[[], AbstractContextManager] = contextlib.nullcontext
 
     def seconds(self) -> float:
         """Per call."""
         with self.settings():
+            if self.warm_up:
+                self.run()
             elapsed = timeit.Timer(self.run, timer=timer).timeit(self.repeats)
         return elapsed / self.repeats / self.calls
 
@@ -209,7 +217,13 @@ class Row:
         with provider.settings():
             memory = peak_memory(provider, self.problem, mode, prepared.run)
         once = Turn(prepared.run, settings=provider.settings)
-        turn = replace(once, repeats=repeats_for(once.seconds()), calls=self.workload.calls)
+        shortest = min(once.seconds() for _ in range(3))
+        turn = replace(
+            once,
+            repeats=repeats_for(shortest),
+            calls=self.workload.calls,
+            warm_up=shortest <= WARMED_UP,
+        )
         return Measurement(first_call_memory=memory, **known), turn
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from bench import disturbed, runner
+from bench.providers import FUSED, PROVIDERS, Prepared, Provider
 from bench.results import Disturbance, Limit, Measurement, Result, Run
+from bench.watch import UNWATCHED
 from bench.workloads import (
     BFLOAT16,
     CELL,
@@ -21,6 +26,8 @@ from bench.workloads import (
     TRAINING,
     Workload,
 )
+
+TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
 
 ENVIRONMENT = {
     "date": "2030-01-02T03:04:05+00:00",
@@ -66,6 +73,31 @@ WORKLOADS = {
     "hydrology": Workload("hydrology", LAST_STEP, 256, 365, 15, (256,), last_step=True),
     "all steps": Workload("hydrology, all steps", DENSE, 256, 365, 15, (256,)),
 }
+
+
+def one_call_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at no time: nor are memory and cores looked at."""
+    monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.0)
+    monkeypatch.setattr(runner, "peak_memory", lambda *arguments: None)
+    for module in (runner, disturbed):
+        monkeypatch.setattr(module, "watch", lambda *arguments: UNWATCHED)
+
+
+def failing_after(calls: int) -> Provider:
+    """fused_lstm, with an error in a later call."""
+
+    def prepare(problem, mode):
+        right, left = PROVIDERS[FUSED].prepare(problem, mode), [calls]
+
+        def run():
+            left[0] -= 1
+            if left[0] < 0:
+                raise ValueError("a later call\nfails")
+            right.run()
+
+        return Prepared(run, right.check)
+
+    return replace(PROVIDERS[FUSED], prepare=prepare)
 
 
 def workload(name: str = "single", /, **fields: object) -> Workload:

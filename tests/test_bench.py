@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 pytest.importorskip("rich")
 
 import bench_fakes
+from bench_fakes import TINY, failing_after
 
 from bench import (
     disturbed,
@@ -25,10 +26,8 @@ from bench import (
 )
 from bench.problem import make_problem, rows_of
 from bench.providers import BASELINE, FUSED, PROVIDERS, Prepared
-from bench.results import spread
-from bench.runner import Row, Turn, take_turns
+from bench.runner import Row
 from bench.sequences import ResetsChain, ResetsLoopChain
-from bench.watch import UNWATCHED
 from bench.workloads import (
     BFLOAT16,
     DENSE,
@@ -46,17 +45,12 @@ from bench.workloads import (
 from fused_lstm import _ops
 
 ROOT = Path(__file__).parent.parent
-TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
 BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
 
 
 @pytest.fixture(autouse=True)
 def _one_call_a_round(monkeypatch):
-    """What comes out is not looked at as a time, and takes no process for its memory."""
-    monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.0)
-    monkeypatch.setattr(runner, "peak_memory", lambda *arguments: None)
-    for module in (runner, disturbed):
-        monkeypatch.setattr(module, "watch", lambda *arguments: UNWATCHED)
+    bench_fakes.one_call_a_round(monkeypatch)
 
 
 # What is run
@@ -194,106 +188,6 @@ def test_compiled_lstms_compute_the_same(name):
 # Timing
 
 
-def test_providers_take_turns_for_at_least_five_rounds():
-    order = []
-    turns = {name: Turn(lambda name=name: order.append(name)) for name in "ABC"}
-    seconds = {name: [] for name in turns}
-    take_turns(turns, 0, seconds, UNWATCHED)
-    assert "".join(order) == "ABCCBAABCCBAABC"
-    assert all(len(each) == 5 for each in seconds.values())
-
-
-def test_rounds_go_on_until_the_budget_is_spent():
-    seconds = {"A": []}
-    take_turns({"A": Turn(lambda: time.sleep(0.002))}, 0.05, seconds, UNWATCHED)
-    assert 5 < len(seconds["A"]) <= 25
-
-
-def failing_after(calls):
-    """fused_lstm, with an error in a later call."""
-
-    def prepare(problem, mode):
-        right, left = PROVIDERS[FUSED].prepare(problem, mode), [calls]
-
-        def run():
-            left[0] -= 1
-            if left[0] < 0:
-                raise ValueError("the third call\nfails")
-            right.run()
-
-        return Prepared(run, right.check)
-
-    return replace(PROVIDERS[FUSED], prepare=prepare)
-
-
-@pytest.mark.parametrize("calls", [0, 2])
-def test_a_provider_that_fails_while_it_is_timed_loses_no_other(calls):
-    linear = PROVIDERS["linear"]
-    measured = Row(TINY, 1).measure(INFERENCE, [BOTH[0], failing_after(calls), linear], budget=0)
-    failed = measured.measurements[FUSED]
-    assert failed.failed == "ValueError: the third call"
-    assert failed.seconds == []
-    assert len(measured.measurements["linear"].seconds) == runner.LEAST_ROUNDS
-    assert measured.faster() is None
-    assert measured.faster(BASELINE, "linear")
-
-
-def rates_of_brgemm(monkeypatch, rates):
-    """Finds these GFLOP/s one after the other; an exception is raised."""
-    left = iter(rates)
-
-    def rate(workload, threads):
-        found = next(left)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    monkeypatch.setattr(runner, "brgemm_of", rate)
-
-
-def test_the_micro_kernel_takes_part_in_every_round(monkeypatch):
-    monkeypatch.setattr(runner, "watch", lambda threads, device: UNWATCHED)
-    rates_of_brgemm(monkeypatch, [100.0, 1.0, 2.0, 4.0, 5.0, 10.0])  # the first asks for it
-    measured = Row(TINY, 1).measure(INFERENCE, BOTH, budget=0, brgemm=True)
-    seconds = [TINY.flops(INFERENCE) / 1e9 / rate for rate in (1.0, 2.0, 4.0, 5.0, 10.0)]
-    assert measured.brgemm_seconds == pytest.approx(seconds)
-    assert measured.brgemm_gflops() == pytest.approx(4.0)
-    assert set(measured.measurements) == {BASELINE, FUSED}
-    ours = measured.measurements[FUSED].seconds
-    shares = [least / taken for least, taken in zip(seconds, ours, strict=True)]
-    assert measured.brgemm_share() == pytest.approx(spread(shares).median)
-
-
-@pytest.mark.parametrize(
-    ("rates", "asked"),
-    [([], False), ([None], True), ([100.0, 1.0, ValueError("none here")], True)],
-)
-def test_rows_without_the_micro_kernel_have_no_share(monkeypatch, rates, asked):
-    monkeypatch.setattr(runner, "watch", lambda threads, device: UNWATCHED)
-    rates_of_brgemm(monkeypatch, rates)
-    measured = Row(TINY, 1).measure(INFERENCE, BOTH, budget=0, brgemm=asked)
-    assert measured.brgemm_share() is measured.brgemm_gflops() is None
-    assert measured.faster()
-
-
-def test_time_is_per_call_of_the_module(monkeypatch):
-    turn = Turn(lambda: time.sleep(0.02), repeats=2, calls=10)
-    assert 0.002 <= turn.seconds() < 0.01
-    monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.01)
-    assert runner.repeats_for(0.001) == 10
-    assert runner.repeats_for(5.0) == 1
-
-
-def test_ratio_is_the_median_of_the_rounds_ratios():
-    """A round in which the machine was slow slows both, and counts for neither."""
-    result = bench_fakes.result(2.0)
-    ours, theirs = (result.measurements[name].seconds for name in (FUSED, BASELINE))
-    ours[:], theirs[:] = [1.0, 1.0, 1.0, 9.0, 9.0], [2.0, 2.1, 2.2, 18.0, 27.0]
-    assert result.faster().median == 2.1
-    assert result.faster().low == 2.0
-    assert spread(theirs).median / spread(ours).median == 2.2
-
-
 def test_thread_count_is_put_back():
     before = torch.get_num_threads()
     seen = []
@@ -387,11 +281,11 @@ os._exit(0)
     assert not running(pid)
 
 
-@pytest.mark.parametrize("calls", [0, 2])
+@pytest.mark.parametrize("calls", [0, 5])
 def test_a_busy_core_without_a_right_result_is_an_error(monkeypatch, calls):
     monkeypatch.setattr(disturbed, "busy_core", disturbed.contextlib.nullcontext)
     row = Workload("tiny", DENSE, 3, 4, 5, (6,), busy_core=True)
-    with pytest.raises(RuntimeError, match="fused_lstm: ValueError: the third call"):
+    with pytest.raises(RuntimeError, match="fused_lstm: ValueError: a later call"):
         disturbed.measure_disturbed(row, INFERENCE, 1, [BOTH[0], failing_after(calls)], budget=0)
 
 

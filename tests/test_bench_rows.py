@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("rich")
 
 import bench_fakes
+from bench_fakes import TINY
 
 from bench import (
     floor,
@@ -31,7 +32,6 @@ from bench.workloads import (
 )
 from fused_lstm import _ops
 
-TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
 BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
 
 

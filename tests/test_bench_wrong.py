@@ -10,17 +10,17 @@ import torch
 
 pytest.importorskip("rich")
 
+import bench_fakes
 import oracle
+from bench_fakes import TINY
 
-from bench import accuracy, runner
+from bench import accuracy
 from bench.problem import make_problem
 from bench.providers import BASELINE, FUSED, PROVIDERS, Prepared
 from bench.runner import Row
 from bench.sequences import CellsChain, ResetsChain, StreamChain
-from bench.watch import UNWATCHED
 from bench.workloads import DENSE, DOUBLE, INFERENCE, MODES, STEPPING, TRAINING, Workload
 
-TINY = Workload("tiny", DENSE, 3, 4, 5, (6,))
 FLOAT64 = Workload("float64", DOUBLE, 3, 4, 5, (6,), dtype=torch.float64)
 STEPS = Workload("steps", STEPPING, 3, 1, 5, (6,), calls=7, modes=(INFERENCE,))
 DEEP = Workload("deep", DENSE, 3, 4, 5, (6, 7), layers=2)
@@ -29,9 +29,7 @@ BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
 
 @pytest.fixture(autouse=True)
 def _one_call_a_round(monkeypatch):
-    monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.0)
-    monkeypatch.setattr(runner, "peak_memory", lambda *arguments: None)
-    monkeypatch.setattr(runner, "watch", lambda *arguments: UNWATCHED)
+    bench_fakes.one_call_a_round(monkeypatch)
 
 
 def broken(change):
