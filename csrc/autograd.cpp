@@ -38,11 +38,14 @@ bool none_transformed(const Tensors&... tensors) {
 }
 
 // Whether a caller may change the output before backward, as that of torch.nn.LSTM. There it may
-// not where oneDNN runs, which saves the output too: dense, without a projection, in float32 and
-// bfloat16.
-bool may_change_in_place(const Tensor& y, bool packed, bool projected) {
+// not where it is what oneDNN saves: dense, without a projection, in float32 and bfloat16, of one
+// direction. Of two it is a copy of theirs.
+bool may_change_in_place(const Tensor& y, const LayerArguments& a) {
+  const size_t directions = a.reverse.size();
+  const bool projected = a.weights.size() / directions % 2 == 1;
   const at::ScalarType type = y.scalar_type();
-  return packed || projected || (type != at::kFloat && type != at::kBFloat16);
+  return is_given(a.batch_sizes) || projected || directions == 2 ||
+         (type != at::kFloat && type != at::kBFloat16);
 }
 
 // A tensor without memory that counts the changes of `tensor`, from 1 on: the tensor that compiled
@@ -111,11 +114,10 @@ variable_list LayerFunction::forward(AutogradContext* context, const Tensor& x,
                                      at::TensorList weights, const OptionalTensor& reset_h,
                                      const OptionalTensor& reset_c, LayerState* state) {
   const LayerArguments& a = state->layer;
-  const bool projected = weights.size() / a.reverse.size() % 2 == 1;
   Tensor y, h_n, c_n;
   std::tie(y, h_n, c_n, state->gates, state->c) = run_op(state->keys, a);
   Tensor saved_y = y;
-  if (!a.sequence && may_change_in_place(y, is_given(a.batch_sizes), projected)) {
+  if (!a.sequence && may_change_in_place(y, a)) {
     const Tensor counter = counter_of(y);
     context->saved_data["version"] = static_cast<int64_t>(counter._version());
     context->saved_data["counter"] = counter;
