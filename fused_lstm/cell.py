@@ -15,6 +15,9 @@ from fused_lstm._checks import HALF_A_STATE, State, refusal_of_cell
 from fused_lstm._tracing import leaf_call, refuse_script
 from fused_lstm.autograd import FORWARD, lstm_layer
 
+# What nn.LSTMCell says, whose op takes a tuple.
+_NO_TUPLE = "lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor"
+
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -45,7 +48,7 @@ class LSTMCell(torch.nn.RNNCellBase):
         Returns ``(h, c)``, shaped as ``hx``; None for ``hx`` means zeros.
 
         Raises:
-            TypeError: for None in ``hx``.
+            TypeError: for None in ``hx``, and for one tensor in its place.
             ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
                 ``torch.nn.LSTMCell`` of the running release raises, where it does.
         """
@@ -69,7 +72,13 @@ class LSTMCell(torch.nn.RNNCellBase):
             found = list(map(self._parameters.__getitem__, _NAMES))
         except KeyError:  # parametrized
             found = [getattr(self, name) for name in _NAMES]
-        return found if found[2] is not None else found[:2]
+        b_ih, b_hh = found[2:]
+        if b_ih is None and b_hh is None:
+            return found[:2]
+        if b_ih is None or b_hh is None:  # nn.LSTMCell adds the one there is
+            there = b_hh if b_ih is None else b_ih
+            return [*found[:2], there, torch.zeros_like(there)]
+        return found
 
     __prepare_scriptable__ = refuse_script
 
@@ -82,6 +91,8 @@ def _step(
         raise RuntimeError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
     h0 = c0 = None
     if hx is not None:
+        if batched and isinstance(hx, Tensor):
+            raise TypeError(_NO_TUPLE)
         if len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
         h0, c0 = hx

@@ -82,6 +82,8 @@ WRONG = {
     "h 1-D for batched": lambda m: m(state(2, 4), (state(6), state(6))),
     "h 2-D for unbatched": lambda m: m(state(4), (state(1, 6), state(1, 6))),
     "hx of one": lambda m: m(state(2, 4), (state(2, 6),)),
+    "h alone": lambda m: m(state(3, 4), state(3, 6)),
+    "h and c in one tensor": lambda m: m(state(3, 4), state(2, 3, 6)),
 }
 
 
@@ -125,6 +127,19 @@ def test_autocast(backend, hx):
         found, expected = ours(x, given), theirs(x, given)
     assert [t.dtype for t in found] == [t.dtype for t in expected]
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("without", [["bias_ih"], ["bias_hh"], ["bias_ih", "bias_hh"]], ids=str)
+def test_biases_that_are_set_to_none(backend, without):
+    """nn.LSTMCell adds those that are left."""
+    found = []
+    for module in pair():
+        for name in without:
+            setattr(module, name, None)
+        h, c = module(torch.ones(3, 4))
+        (h.sum() + c.sin().sum()).backward()
+        found.append([h, c, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
