@@ -201,8 +201,9 @@ def _layers(
         return run(x, batch_sizes, hx, params, bidirectional, dropout)
     c_dtype = state_dtype(x, None if hx is None else hx[1], dtype)
     projected = len(params[0]) in (3, 5)
-    if batch_sizes is None and not projected and c_dtype != torch.float64:
-        c_dtype = dtype  # oneDNN runs this case, with all operands cast
+    by_onednn = batch_sizes is None and not projected and x.dtype != torch.float16
+    if by_onednn and c_dtype != torch.float64 and x.numel() > 0:
+        c_dtype = dtype  # all operands are cast
     y, h_n, c_n = run(
         autocast(x, dtype),
         batch_sizes,

@@ -162,6 +162,21 @@ def test_autocast(backend, weights, kind, P, hx):
         torch.testing.assert_close(ours_t, theirs_t, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("hx", [None, torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(5, 0, 4), torch.zeros(5, 3, 4).half()], ids=["nobody", "float16"]
+)
+def test_autocast_of_what_onednn_does_not_take(backend, x, hx):
+    """Nobody in the batch, and float16: there PyTorch's own LSTM widens the state."""
+    found = []
+    for module in (nn.LSTM(4, 6), fused_lstm.LSTM(4, 6)):
+        state = None if hx is None else (torch.zeros(1, x.shape[1], 6, dtype=hx),) * 2
+        with torch.autocast("cpu", torch.bfloat16):
+            y, (h_n, c_n) = module(x, state)
+        found.append([t.dtype for t in (y, h_n, c_n)])
+    assert found[1] == found[0]
+
+
 def test_autocast_to_float16_and_switched_off(backend):
     ours = fused_lstm.LSTM(4, 6)
     x = torch.randn(5, 3, 4)
