@@ -157,7 +157,9 @@ class LSTM(torch.nn.RNNBase):
         try:
             return [list(map(parameter, group)) for group in self._all_weights]
         except KeyError:
-            return self.all_weights
+            # Not all_weights: where a weight is missing, the error would be that there is no
+            # all_weights, for torch.nn.Module looks for the property then.
+            return [[getattr(self, name) for name in group] for group in self._all_weights]
 
     @property
     def _flat_weights(self) -> _FlatWeights:

@@ -365,3 +365,10 @@ def test_results_stay_when_the_next_call_is_made(backend, x):
         torch.testing.assert_close([y, h_n, c_n], kept, rtol=0, atol=0)
         h_n.zero_()
         torch.testing.assert_close(y, kept[0], rtol=0, atol=0)
+
+
+def test_a_missing_weight_is_named(backend):
+    ours = fused_lstm.LSTM(4, 6)
+    del ours.weight_hh_l0
+    with pytest.raises(AttributeError, match="weight_hh_l0"):
+        ours(torch.randn(5, 3, 4))
