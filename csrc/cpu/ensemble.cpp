@@ -1,20 +1,12 @@
 // One problem per member of an ensemble: what vmap over weights runs. Tensors have the members in
 // front, batch_sizes apart, which they share.
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
-#include <atomic>
-#include <exception>
-#include <functional>
-#include <mutex>
-#include <optional>
-
-#include "cpu/contention.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory_pool.h"
 #include "cpu/precision.h"
 #include "cpu/run.h"
-#include "cpu/team.h"
+#include "cpu/take_turns.h"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -56,30 +48,6 @@ Tensor stacked(int64_t size, const Tensor& like) {
   return pooled_tensor(shape, like.options());
 }
 
-// Calls run(k) for every member, on all threads at once where there are as many members: each then
-// has one thread, and nobody waits at a barrier. Else in turn, each on all threads.
-void for_members(int64_t size, const std::function<void(int64_t k)>& run) {
-  std::atomic<int64_t> next{0};
-  std::mutex mutex;
-  std::exception_ptr failure;
-  const bool exact = ExactProducts::alive() > 0;
-  const auto take_turns = [&](int) {
-    // This thread may be another than the caller.
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    std::optional<ExactProducts> also_here;
-    if (exact) also_here.emplace();
-    try {
-      for (int64_t k = next++; k < size; k = next++) run(k);
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex);
-      failure = std::current_exception();
-    }
-  };
-  const int threads = uncontended_threads(available_threads());
-  if (size < threads || !run_team(threads, take_turns)) take_turns(0);
-  if (failure != nullptr) std::rethrow_exception(failure);
-}
-
 Forward lstm_ensemble(const Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                       const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
                       bool save) {
@@ -102,7 +70,7 @@ Forward lstm_ensemble(const Tensor& x, const OptionalTensor& batch_sizes, const 
     compute_nothing(h0, c0, out);
     return out;
   }
-  for_members(size, [&](int64_t k) {
+  take_turns(size, [&](int64_t k) {
     const OptionalTensor h0_k = member(h0, k), c0_k = member(c0, k);
     const std::vector<Tensor> weights_k = member(weights, k);
     const Forward out_k =
@@ -145,7 +113,7 @@ std::vector<Tensor> lstm_ensemble_backward(
     compute_no_gradients(grad_h_n, grad_c_n, needs, grads);
     return grads;
   }
-  for_members(size, [&](int64_t k) {
+  take_turns(size, [&](int64_t k) {
     const OptionalTensor h0_k = member(h0, k), c0_k = member(c0, k);
     const std::vector<Tensor> weights_k = member(weights, k);
     Saved saved;

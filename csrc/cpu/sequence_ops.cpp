@@ -1,6 +1,5 @@
 // lstm_sequence on the CPU: lengths and resets become segments, whose rows the kernels walk where
 // they lie; only states are put in the segments' order and back.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
@@ -12,7 +11,9 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/precision.h"
+#include "cpu/ranges.h"
 #include "cpu/run.h"
+#include "cpu/take_turns.h"
 #include "segments.h"
 
 namespace fused_lstm::cpu {
@@ -170,9 +171,11 @@ void clear_dead(const Segments& segments, const at::Tensor& rows, int64_t blocks
   const int64_t block = rows.numel() / blocks * int64_t(rows.element_size());
   char* data = static_cast<char*>(rows.mutable_data_ptr());
   const auto dead = int64_t(segments.steps().dead().size());
-  at::parallel_for(0, dead, kTaskBytes / bytes + 1, [&](int64_t begin, int64_t end) {
+  const int64_t pieces = ceil_div(dead * blocks * bytes, kTaskBytes);
+  take_turns(pieces, [&](int64_t k) {
+    const Range share = part_of(dead, k, pieces);
     for (int64_t b = 0; b < blocks; ++b) {
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t i = share.begin; i < share.end; ++i) {
         std::memset(data + b * block + segments.steps().dead()[i] * bytes, 0, bytes);
       }
     }
