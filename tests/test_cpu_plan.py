@@ -220,6 +220,7 @@ def test_a_plan_can_be_asked_for():
         ("fold=2", "got 'fold=2'"),
         ("chunk=x", "got 'chunk=x'"),
         ("chunk=2x", "got 'chunk=2x'"),
+        ("chunk=9223372036854775807", "got 'chunk=9223372036854775807'"),
         ("algorithm=fast", "got 'algorithm=fast'"),
         ("lanes=4", "got 'lanes=4'"),
         ("rows", "got 'rows'"),

@@ -30,7 +30,7 @@ int64_t number(const std::string& word, const std::string& value, int64_t least,
 }  // namespace
 
 PlanRequest PlanRequest::parse(const std::string& text) {
-  constexpr int64_t kMostGroups = 1 << 16;
+  constexpr int64_t kMostGroups = 1 << 16, kMostSteps = INT32_MAX;  // of a chunk: all there are
   PlanRequest request;
   std::istringstream words(text);
   for (std::string word; words >> word;) {
@@ -45,7 +45,7 @@ PlanRequest PlanRequest::parse(const std::string& text) {
     } else if (name == "in_place") {
       request.in_place = number(word, value, 0, 1) == 1;
     } else if (name == "chunk") {
-      request.chunk = number(word, value, 1, INT64_MAX);
+      request.chunk = number(word, value, 1, kMostSteps);
     } else if (name == "directions") {
       request.directions = int(number(word, value, 1, 2));
     } else if (name == "rows") {
