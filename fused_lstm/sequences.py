@@ -95,8 +95,9 @@ class SequenceCall:
     def _check_lengths(self, input: Tensor) -> None:
         if not isinstance(self.lengths, Tensor):
             raise TypeError(f"expected lengths as a tensor, got {type(self.lengths).__name__}")
-        if self.lengths.is_floating_point() or self.lengths.dtype == torch.bool:
-            raise TypeError(f"expected lengths of an integer dtype, got {self.lengths.dtype}")
+        dtype = self.lengths.dtype
+        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            raise TypeError(f"expected lengths of an integer dtype, got {dtype}")
         if input.dim() == 2:
             raise ValueError("lengths are for batched input: cut an unbatched sequence instead")
         batch = input.shape[0 if self._batch_first else 1]
