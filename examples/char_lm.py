@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--picture", type=Path, help="file for the bits after each epoch")
     options = parser.parse_args()
+    if options.epochs < 1:
+        parser.error(f"expected at least 1 epoch, got {options.epochs}")
     torch.manual_seed(0)
     text = read_text()
     characters = sorted(set(text))

@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--picture", type=Path, help="file for the loss and the confusion matrix")
     options = parser.parse_args()
+    if options.epochs < 1:
+        parser.error(f"expected at least 1 epoch, got {options.epochs}")
     torch.manual_seed(0)
     model = Classifier()
     losses = train(model, make_data(1500, seed=1), options.epochs)

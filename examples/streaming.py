@@ -29,7 +29,10 @@ def compare(frames: int) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=500)
-    difference = compare(parser.parse_args().frames)
+    options = parser.parse_args()
+    if options.frames < 1:
+        parser.error(f"expected at least 1 frame, got {options.frames}")
+    difference = compare(options.frames)
     print(f"largest difference from one call over all frames: {difference:.1e}")

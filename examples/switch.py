@@ -87,7 +87,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.target:
         sys.path.insert(0, os.getcwd())  # Python puts the folder of this file there instead
-        module, function = options.target.split(":")
+        module, _, function = options.target.partition(":")
+        if not module or not function or ":" in function:
+            parser.error(f"expected module:function, got '{options.target}'")
         profile(*getattr(importlib.import_module(module), function)(), backward=True)
         return
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,14 @@ from fused_lstm import LSTM, _ops, _profile
 
 # Times the error that nn.LSTM makes in the same dtype, and a few units in the last place.
 OUTPUT_FACTOR, GRADIENT_FACTOR, FLOOR = 2, 3, 8
+# Of the build and of the run, as the README lists them.
+SWITCHES = {
+    f"FUSED_LSTM_{name}"
+    for name in (
+        *("CUDA", "SANITIZE", "CUDA_TRACE"),
+        *("DISABLE", "STRICT", "ISA", "ADAPT_THREADS", "CPU_PLAN", "CUDA_ALGORITHM"),
+    )
+}
 
 
 def report() -> Iterator[tuple[str, str]]:
@@ -34,15 +42,27 @@ def report() -> Iterator[tuple[str, str]]:
         built = _ops.extension.build_info()
         yield "extension", f"built for torch {built['torch']} with {built['compiler']}"
         isas = ", ".join(built["compiled_isas"])
-        yield "instruction set", f"{_ops.extension.cpu_isa()} (compiled: {isas})"
+        yield "instruction set", f"{or_error(_ops.extension.cpu_isa)} (compiled: {isas})"
         yield "openmp", "yes" if built["openmp"] else "no: the kernels run on one thread"
-        yield "measured", machine_line(_ops.extension.cpu_machine("float32"))
+        yield "measured", or_error(lambda: machine_line(_ops.extension.cpu_machine("float32")))
         yield "cuda", cuda_line(built)
     for dtype in _ops.DTYPES:
         reason = _ops.unavailable("cpu", dtype)
         yield f"cpu {name_of(dtype)}", "fused" if reason is None else f"fallback: {reason}"
-    in_force = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("FUSED_LSTM_")]
+    in_force = [
+        f"{name}={value}" + ("" if name in SWITCHES else " (not known)")
+        for name, value in sorted(os.environ.items())
+        if name.startswith("FUSED_LSTM_")
+    ]
     yield "switches", ", ".join(in_force) or "none"
+
+
+def or_error(fact: Callable[[], str]) -> str:
+    """A fact, or why there is none: a switch may hold what it does not know."""
+    try:
+        return fact()
+    except (RuntimeError, ValueError) as error:
+        return f"error: {error}"
 
 
 def machine_line(facts: dict[str, float]) -> str:
@@ -108,7 +128,7 @@ def self_test(device: str, dtype: torch.dtype) -> str | None:
     try:
         with quiet_fallback():
             actual = run(fused, x)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return str(error)
     theirs, expected = run(plain, x), run(exact, x.double())
     for name, value in expected.items():

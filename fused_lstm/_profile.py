@@ -6,6 +6,7 @@ import argparse
 import importlib
 import inspect
 import math
+import re
 import statistics
 import sys
 import timeit
@@ -91,7 +92,7 @@ def profile(
             argument.
         backward: also compute the gradients of every parameter that requires one, of the sum of
             all outputs; without, gradients are not recorded.
-        rounds: measurements of each, whose median is reported.
+        rounds: measurements of each, at least 1, whose median is reported.
         say: called with the report; None for silence.
 
     Returns:
@@ -99,8 +100,10 @@ def profile(
 
     Raises:
         ValueError: if the model has no LSTM that can be swapped, none is called, or one with
-            options that torch.nn.LSTM does not take or by methods that it has not.
+            options that torch.nn.LSTM does not take or by methods that it has not; for no rounds.
     """
+    if rounds < 1:
+        raise ValueError(f"expected at least 1 round, got {rounds}")
     with _left_as_found(model):
         found = _profile(model, _Call.of(example_inputs), backward, rounds)
     if say:
@@ -354,7 +357,8 @@ def _ms(seconds: float) -> str:
 def main(arguments: list[str]) -> int:
     """``python -m fused_lstm profile module:function``."""
     parser = argparse.ArgumentParser(
-        prog="python -m fused_lstm profile", description=profile.__doc__.splitlines()[0]
+        prog="python -m fused_lstm profile",
+        description="Run a model before and after replace_lstm, by turns, and say what it gains.",
     )
     parser.add_argument(
         "target", metavar="module:function", help="the function returns (model, example_inputs)"
@@ -373,13 +377,19 @@ def main(arguments: list[str]) -> int:
 
 def _load(target: str, refuse: Callable[[str], NoReturn]) -> tuple[nn.Module, Any]:
     """Model and inputs that ``module:function`` returns."""
-    module, _, function = target.partition(":")
-    if not function:
+    if not re.fullmatch(r"\w[\w.]*:\w+", target):
         refuse(f"expected module:function, got '{target}'")
+    module, function = target.split(":")
     try:
         make = getattr(importlib.import_module(module), function)
     except (ModuleNotFoundError, AttributeError) as error:
         refuse(f"{target}: {error}")
+    if not callable(make):
+        refuse(f"expected {target} to be a function, got {type(make).__name__}")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        refuse(f"expected {target} to take nothing, got one that lacks arguments: {error}")
     made = make()
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         refuse(f"{target} has to return (model, example_inputs), got {type(made).__name__}")

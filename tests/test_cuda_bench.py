@@ -78,6 +78,35 @@ def test_fit_reads_the_report(report, tmp_path, capsys):
     assert "The planner would choose differently in" in said
 
 
+@needs_extension
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "No such file or directory"),
+        ("GPU", "Expecting value"),
+        ("[]", "it is not what python -m bench.gpu writes"),
+        ("{}", "it is not what python -m bench.gpu writes"),
+    ],
+    ids=["missing", "no JSON", "a list", "another mapping"],
+)
+def test_fit_refuses_other_files(tmp_path, capsys, text, why):
+    file = tmp_path / "gpu.json"
+    if text is not None:
+        file.write_text(text)
+    assert fit.main([str(file)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"python -m bench.gpu.fit: cannot read {file}: ")
+    assert why in said
+
+
+@pytest.mark.parametrize("main", [command.main, fit.main], ids=["bench.gpu", "bench.gpu.fit"])
+def test_help_is_plain_text(capsys, main):
+    with pytest.raises(SystemExit) as error:
+        main(["--help"])
+    assert error.value.code == 0
+    assert "`" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def worker():
     """Runs one case as the command does, on a device that does not exist."""

@@ -147,6 +147,27 @@ def test_switch_finds_a_module_of_the_folder_where_it_is_started(tmp_path):
     assert "times faster" in output
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("switch", ["my_file"], "expected module:function, got 'my_file'"),
+        ("switch", [":make"], "expected module:function, got ':make'"),
+        ("switch", ["a:b:c"], "expected module:function, got 'a:b:c'"),
+        ("classify", ["--epochs", "0"], "expected at least 1 epoch, got 0"),
+        ("char_lm", ["--epochs", "-1"], "expected at least 1 epoch, got -1"),
+        ("streaming", ["--frames", "0"], "expected at least 1 frame, got 0"),
+    ],
+)
+def test_arguments_that_do_not_fit(monkeypatch, capsys, name, arguments, said):
+    pytest.importorskip("rich")
+    path = ROOT / "examples" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [path.name, *arguments])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(path), run_name="__main__")
+    assert error.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {said}\n")
+
+
 @pytest.mark.slow
 def test_distributed(tmp_path):
     pytest.importorskip("matplotlib")

@@ -285,6 +285,9 @@ def write_module(folder):
         "    return 3\n"
         "def without():\n"
         "    return torch.nn.Linear(4, 4), torch.randn(7, 4)\n"
+        "def asks(size):\n"
+        "    return torch.nn.LSTM(size, 6), torch.randn(7, 3, size)\n"
+        "number = 3\n"
     )
 
 
@@ -307,6 +310,11 @@ def test_from_the_command_line(tmp_path):
     ("target", "said"),
     [
         ("mine", "expected module:function, got 'mine'"),
+        (":make", "expected module:function, got ':make'"),
+        (".mine:make", "expected module:function, got '.mine:make'"),
+        ("mine:make:more", "expected module:function, got 'mine:make:more'"),
+        ("mine:number", "expected mine:number to be a function, got int"),
+        ("mine:asks", "expected mine:asks to take nothing, got one that lacks arguments: missing"),
         ("nowhere_at_all:make", "No module named 'nowhere_at_all'"),
         ("mine:nothing", "has no attribute 'nothing'"),
         ("mine:other", "has to return (model, example_inputs), got int"),
@@ -320,6 +328,27 @@ def test_targets_that_are_none(tmp_path, monkeypatch, capsys, target, said):
         _profile.main([target])
     assert error.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_help_is_plain_text(capsys):
+    with pytest.raises(SystemExit) as error:
+        _profile.main(["--help"])
+    assert error.value.code == 0
+    said = capsys.readouterr().out
+    assert "before and after replace_lstm" in " ".join(said.split())
+    assert "`" not in said
+
+
+@pytest.mark.parametrize("rounds", [0, -3])
+def test_no_rounds_are_refused(tmp_path, monkeypatch, capsys, rounds):
+    words = f"expected at least 1 round, got {rounds}"
+    with pytest.raises(ValueError, match=words):
+        fused_lstm.profile(nn.LSTM(4, 6), X, rounds=rounds)
+    write_module(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    assert _profile.main(["mine:make", "--rounds", str(rounds)]) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_a_target_without_lstms(tmp_path, monkeypatch, capsys):

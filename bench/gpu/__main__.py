@@ -19,7 +19,9 @@ from bench.gpu.devices import ROOT, Emulated, Gpu
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__.replace("``", "")
+    )
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "gpu.json", metavar="FILE")
     names = [*PHASES, "bench"]
     parser.add_argument(

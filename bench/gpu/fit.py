@@ -185,7 +185,9 @@ def show(extension: ModuleType, device: str, measured: list[Point], table: Table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.fit", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu.fit", description=__doc__.replace("``", "")
+    )
     parser.add_argument("file", type=Path, nargs="+", help="what python -m bench.gpu has written")
     parser.add_argument("--device", default="cuda:sm_90", help="whose limits the planner takes")
     options = parser.parse_args(arguments)
@@ -194,7 +196,17 @@ def main(arguments: list[str] | None = None) -> int:
     if _ops.extension is None:
         print("python -m bench.gpu.fit: the extension is not built", file=sys.stderr)
         return 1
-    measured = [point for file in options.file for point in points(json.loads(file.read_text()))]
+    measured: list[Point] = []
+    for file in options.file:
+        try:
+            measured += points(json.loads(file.read_text()))
+            continue
+        except (OSError, ValueError) as error:
+            why = str(error)
+        except (LookupError, TypeError) as error:
+            why = f"it is not what python -m bench.gpu writes ({error!r})"
+        print(f"python -m bench.gpu.fit: cannot read {file}: {why}", file=sys.stderr)
+        return 1
     if not measured:
         print("python -m bench.gpu.fit: there are no times in that", file=sys.stderr)
         return 1
