@@ -183,7 +183,7 @@ def _difference(x: Tensor, name: str, tensors: Sequence[Tensor] | None) -> Runti
     Autocast makes one dtype of several: under it they say nothing.
     """
     same_dtype = autocast_dtype(x) is None
-    for t in tensors or ():
+    for t in () if tensors is None else tensors:
         if t.device != x.device:
             return RuntimeError(
                 f"Input and {name} tensors are not at the same device, "

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch.nn import modules
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -32,7 +35,11 @@ def _load() -> tuple[ModuleType | None, str | None]:
         module = importlib.import_module("fused_lstm._C")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "fused_lstm._C":
-            return None, "the extension is not built: run `pip install --no-build-isolation .`"
+            return None, (
+                "the extension is not built: run `pip install --no-build-isolation .`; if you did, "
+                f"{Path(__file__).parent.parent} hides what was installed: start elsewhere, or run "
+                "`make build` there"
+            )
         first_line = str(error).splitlines()[0]
         return None, (
             f"the extension does not load under torch {torch.__version__} ({first_line}): "
@@ -52,6 +59,8 @@ _disabled = _switched_on("FUSED_LSTM_DISABLE")
 _build_info: dict[str, str] = {} if extension is None else extension.build_info()
 _reasons: dict[tuple[torch.device | str, torch.dtype], str | None] = {}
 _warned: set[str] = set()
+# Folders whose lines a warning does not name.
+_ON_THE_WAY = tuple(os.path.join(os.path.dirname(f), "") for f in (__file__, modules.__file__))
 
 
 def disabled() -> bool:
@@ -151,7 +160,17 @@ def warn_fallback(reason: str) -> None:
         raise RuntimeError(message + " (FUSED_LSTM_STRICT=1 makes this an error)")
     if reason not in _warned:
         _warned.add(reason)
-        warnings.warn(message, FusedLSTMWarning, stacklevel=3)
+        # Tracing cannot look at frames.
+        level = 3 if torch.compiler.is_compiling() else _callers_level()
+        warnings.warn(message, FusedLSTMWarning, stacklevel=level)
+
+
+def _callers_level() -> int:
+    """How far above ``warn_fallback`` the line is that called the package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_ON_THE_WAY):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 if extension is not None:

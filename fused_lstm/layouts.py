@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from fused_lstm.module import LSTM
 
 _ORDERS = ("hx", "xh")
+_ONE_WAY = "the textbook's cell has one direction and no projection"
+_HASTE_WAY = "haste's LSTM has one direction"
 _TEXTBOOK = "ifCo"  # the letters of the gates i, f, g, o
 _HASTE = (0, 2, 1, 3)  # of PyTorch's gates, in haste's order i, g, f, o, and the other way round
+_DECIDED = ("bias", "bidirectional", "hidden_size", "input_size", "num_layers", "proj_size")
 
 
 def from_concatenated(
@@ -51,9 +54,11 @@ def from_concatenated(
         b_C: see ``b_f``.
         b_o: see ``b_f``.
         order: ``"hx"`` for weights of ``[h, x]``, ``"xh"`` for those of ``[x, h]``.
-        options: of the layer: ``batch_first``, ``dropout``, ``recompute``, ``device``, ``dtype``.
+        options: of the layer: ``batch_first``, ``dropout``, ``recompute``, ``device`` and
+            ``dtype``, which is that of the weights unless given.
 
     Raises:
+        TypeError: for options that the weights decide.
         ValueError: for shapes that do not fit together, and another order.
     """
     if order not in _ORDERS:
@@ -61,23 +66,34 @@ def from_concatenated(
     biases = (b_i, b_f, b_C, b_o)
     if any(b is None for b in biases) != all(b is None for b in biases):
         raise ValueError("expected all four biases or none")
+    if options.pop("bidirectional", False) or options.pop("proj_size", 0):
+        raise ValueError(_ONE_WAY)
     weights = [_per_layer(w, 2) for w in (W_i, W_f, W_C, W_o)]
-    hidden = weights[0][0].shape[0]
+    layers, hidden = len(weights[0]), weights[0][0].shape[0] if weights[0] else 0
+    if not layers or any(len(w) != layers for w in weights):
+        counts = [len(weights[k]) for k in (1, 0, 2, 3)]  # as they were given
+        raise ValueError(f"expected as many layers of each gate, at least 1, got {counts}")
     groups: list[list[Tensor]] = []
     for of_gates in zip(*weights, strict=True):
-        w = torch.cat(of_gates)
-        if w.shape[0] != 4 * hidden or w.shape[1] <= hidden:
+        inputs = of_gates[0].shape[1] - hidden
+        if inputs <= 0 or any(t.shape != (hidden, hidden + inputs) for t in of_gates):
             raise ValueError(
                 f"expected weights of shape [{hidden}, {hidden} + input size], got "
                 f"{[list(t.shape) for t in of_gates]}"
             )
-        inputs = w.shape[1] - hidden
-        h, x = w.split((hidden, inputs) if order == "hx" else (inputs, hidden), 1)[:: _way(order)]
+        h, x = torch.cat(of_gates).split(
+            (hidden, inputs) if order == "hx" else (inputs, hidden), 1
+        )[:: _way(order)]
         groups.append([x, h])
     if b_f is not None:
-        for group, of_gates in zip(
-            groups, zip(*(_per_layer(b, 1) for b in biases), strict=True), strict=True
-        ):
+        per_gate = [_per_layer(b, 1) for b in biases]
+        if any(len(b) != layers for b in per_gate):
+            counts = [len(per_gate[k]) for k in (1, 0, 2, 3)]
+            raise ValueError(f"expected biases of {layers} layers, got {counts}")
+        for group, of_gates in zip(groups, zip(*per_gate, strict=True), strict=True):
+            if any(t.shape != (hidden,) for t in of_gates):
+                shapes = [list(t.shape) for t in of_gates]
+                raise ValueError(f"expected biases of shape [{hidden}], got {shapes}")
             group.append(torch.cat(of_gates))
     return _layer(cls, groups, bidirectional=False, options=options)
 
@@ -94,7 +110,7 @@ def to_concatenated(layer: LSTM, *, order: str = "hx") -> dict[str, list[Tensor]
     if order not in _ORDERS:
         raise ValueError(f"expected order to be 'hx' or 'xh', got {order!r}")
     if layer.bidirectional or layer.proj_size:
-        raise ValueError("the textbook's cell has one direction and no projection")
+        raise ValueError(_ONE_WAY)
     found: dict[str, list[Tensor]] = {}
     for w_ih, w_hh, *biases in _groups(layer):
         w = torch.cat([w_hh, w_ih][:: _way(order)], 1)
@@ -117,9 +133,11 @@ def from_keras(
             [4H]``; of ``Bidirectional`` those of both directions one after the other; of stacked
             layers those of all, from the first on.
         bidirectional: whether they are of ``Bidirectional(LSTM(...), merge_mode="concat")``.
-        options: of the layer: ``batch_first`` (Keras' inputs are), ``dropout`` and so on.
+        options: of the layer: ``batch_first`` (Keras' inputs are), ``dropout`` and so on;
+            ``dtype`` is that of the weights unless given.
 
     Raises:
+        TypeError: for options that the weights decide.
         ValueError: for shapes that do not fit together.
     """
     return _from_kernels(cls, weights, bidirectional, (0, 1, 2, 3), options)
@@ -138,8 +156,11 @@ def from_haste(cls: type[LSTM], weights: Sequence[Any], **options: Any) -> LSTM:
     """A layer of haste's ``kernel [I, 4H]``, ``recurrent_kernel [H, 4H]`` and ``bias [4H]``.
 
     The gates are in the order i, g, f, o; of stacked layers the weights of all, one after the
-    other. Other arguments and errors are those of :func:`from_keras`.
+    other. Other arguments and errors are those of :func:`from_keras`, but that there is one
+    direction.
     """
+    if options.pop("bidirectional", False):
+        raise ValueError(_HASTE_WAY)
     return _from_kernels(cls, weights, False, _HASTE, options)
 
 
@@ -150,7 +171,7 @@ def to_haste(layer: LSTM) -> list[Tensor]:
         ValueError: for a bidirectional layer or one with a projection.
     """
     if layer.bidirectional:
-        raise ValueError("haste's LSTM has one direction")
+        raise ValueError(_HASTE_WAY)
     return _to_kernels(layer, _HASTE)
 
 
@@ -231,7 +252,10 @@ def _layer(
     if len(groups) % directions:
         raise ValueError(f"expected weights of both directions, got {len(groups)} groups")
     w_ih, w_hh = groups[0][:2]
-    options = {"dtype": w_ih.dtype, **options}
+    if decided := [name for name in _DECIDED if name in options]:
+        raise TypeError(f"expected no option that the weights decide, got {', '.join(decided)}")
+    trains = w_ih.is_floating_point() or w_ih.is_complex()
+    options = {"dtype": w_ih.dtype if trains else torch.get_default_dtype(), **options}
     layer = cls(
         w_ih.shape[1],
         w_hh.shape[1],

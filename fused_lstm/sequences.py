@@ -122,9 +122,9 @@ class SequenceCall:
         for state in self.reset_hx:
             fits = state.dim() == dims and state.shape[0] == groups
             if not fits or (dims == 3 and state.shape[1] not in (1, batch)):
-                shape = [groups, "features"] if dims == 2 else [groups, f"{batch} or 1", "features"]
+                shape = f"{groups}, features" if dims == 2 else f"{groups}, {batch} or 1, features"
                 raise ValueError(
-                    f"expected states of shape {shape} in reset_hx, got {list(state.shape)}"
+                    f"expected states of shape [{shape}] in reset_hx, got {list(state.shape)}"
                 )
 
     def layers(self, x: Tensor, groups: int) -> Layer:

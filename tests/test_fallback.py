@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,30 @@ def test_it_warns_once_and_says_why():
     assert "(5, 2, 4)" in result.stdout
     assert result.stderr.count("fused_lstm runs on its plain PyTorch fallback") == 1
     assert "pip install --no-build-isolation ." in result.stderr
+    folder = Path(fused_lstm.__file__).parent.parent  # a checkout's, where `make build` helps
+    assert f"{folder} hides what was installed: start elsewhere" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: fused_lstm.LSTM(3, 4)(x),
+        lambda x: torch.nn.Sequential(fused_lstm.LSTM(3, 4))(x),
+        lambda x: fused_lstm.LSTM(3, 4)(x, lengths=torch.tensor([5, 2])),
+        lambda x: fused_lstm.LSTM(3, 4).step(x[0]),
+        lambda x: fused_lstm.LSTMCell(3, 4)(x[0]),
+    ],
+    ids=["layer", "model", "lengths", "step", "cell"],
+)
+def test_the_warning_names_the_line_that_called(monkeypatch, call):
+    """Not one of the package or of torch.nn, through which every call goes."""
+    monkeypatch.setattr(_ops, "unavailable", lambda device, dtype: "the test says so")
+    monkeypatch.setattr(_ops, "_warned", set())
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        call(torch.randn(5, 2, 3))
+    (warning,) = [w for w in given if w.category is fused_lstm.FusedLSTMWarning]
+    assert warning.filename == __file__
 
 
 def test_strict_makes_it_an_error():

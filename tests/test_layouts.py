@@ -1,5 +1,7 @@
 """Weights in other layouts give what their formulas say; initial values; a learned state."""
 
+import re
+
 import pytest
 import torch
 
@@ -102,6 +104,45 @@ def test_refusals():
             convert()
     with pytest.raises(ValueError, match="projection"):
         fused_lstm.LSTM(I, H, proj_size=2).to_keras()
+
+
+def test_layers_that_gates_have_not():
+    W, b = torch.randn(H, H + I), torch.randn(H)
+    upper = torch.randn(H, 2 * H)
+    for given in ([[W, upper], [W], [W], [W]], [[], [], [], []], [[W], [W], [W], []]):
+        counts = [len(each) for each in given]
+        words = re.escape(f"expected as many layers of each gate, at least 1, got {counts}")
+        with pytest.raises(ValueError, match=words):
+            fused_lstm.LSTM.from_concatenated(*given)
+    with pytest.raises(ValueError, match=r"expected biases of 1 layers, got \[1, 1, 2, 1\]"):
+        fused_lstm.LSTM.from_concatenated(W, W, W, W, b, b, [b, b], b)
+    with pytest.raises(ValueError, match="expected weights of shape"):
+        fused_lstm.LSTM.from_concatenated(W, W[:, :-1], W, W)
+    with pytest.raises(ValueError, match=r"expected biases of shape \[6\], got \[\[7\], \[5\]"):
+        fused_lstm.LSTM.from_concatenated(W, W, W, W, b[:5], torch.randn(7), b, b)
+
+
+def test_integer_weights_make_a_layer_of_the_default_dtype():
+    W, kernel, recurrent = torch.ones(H, H + I).long(), torch.ones(I, 4 * H), torch.ones(H, 4 * H)
+    for layer in (
+        fused_lstm.LSTM.from_concatenated(W, W, W, W),
+        fused_lstm.LSTM.from_keras([kernel.int(), recurrent.int()]),
+    ):
+        assert layer.weight_ih_l0.dtype == torch.float32
+        assert (layer.weight_hh_l0 == 1).all()
+    layer = fused_lstm.LSTM.from_keras([kernel.int(), recurrent.int()], dtype=torch.float64)
+    assert layer.weight_ih_l0.dtype == torch.float64
+
+
+def test_options_that_the_weights_decide():
+    W, kernels = torch.randn(H, H + I), [torch.randn(I, 4 * H), torch.randn(H, 4 * H)]
+    with pytest.raises(ValueError, match="haste's LSTM has one direction"):
+        fused_lstm.LSTM.from_haste(kernels, bidirectional=True)
+    with pytest.raises(ValueError, match="the textbook's cell has one direction"):
+        fused_lstm.LSTM.from_concatenated(W, W, W, W, bidirectional=True)
+    with pytest.raises(TypeError, match=r"expected no option that the weights decide, got bias, n"):
+        fused_lstm.LSTM.from_keras(kernels, num_layers=1, bias=False)
+    assert not fused_lstm.LSTM.from_haste(kernels, bidirectional=False).bidirectional
 
 
 @pytest.mark.parametrize("cls", [fused_lstm.LSTM, torch.nn.LSTM, fused_lstm.LSTMCell])
