@@ -15,6 +15,7 @@ from fused_lstm._autocast import autocast_dtype
 from fused_lstm.autograd import any_requires_grad
 from fused_lstm.cell import LSTMCell
 from fused_lstm.module import LSTM
+from fused_lstm.sequences import SequenceCall
 
 
 def explain(
@@ -44,14 +45,18 @@ def explain(
         Lines to print.
 
     Raises:
-        TypeError: for any other module.
-        ValueError: for an input of as many dimensions as the module does not take.
+        TypeError: for any other module, and for arguments of a type or for a cell that the module
+            refuses.
+        ValueError: for shapes and lengths that it refuses.
     """
     if not isinstance(module, (LSTM, LSTMCell)):
         raise TypeError(
             "explain() takes a fused_lstm.LSTM or fused_lstm.LSTMCell, "
             f"got {type(module).__module__}.{type(module).__qualname__}"
         )
+    _refuse_what_the_module_does(
+        module, input, SequenceCall(lengths, reset, None, return_cells, return_gates)
+    )
     data = input.data if isinstance(input, PackedSequence) else input
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data) or data.dtype
     training = torch.is_grad_enabled() and any_requires_grad(data, *module.parameters())
@@ -113,6 +118,37 @@ def explain(
     return "\n".join(lines)
 
 
+def _refuse_what_the_module_does(
+    module: LSTM | LSTMCell, input: Tensor | PackedSequence, call: SequenceCall
+) -> None:
+    """Arguments that the module would not run, as far as shapes and lengths tell."""
+    cell, packed = isinstance(module, LSTMCell), isinstance(input, PackedSequence)
+    if cell and not call.is_plain:
+        options = ("lengths", "reset", "return_cells", "return_gates")
+        given = [name for name in options if getattr(call, name) is not getattr(SequenceCall, name)]
+        raise TypeError(f"expected input alone for an LSTMCell, got {', '.join(given)}")
+    if not packed and input.dim() not in ((1, 2) if cell else (2, 3)):
+        dims = "1D or 2D" if cell else "2D or 3D"
+        name = type(module).__name__
+        raise ValueError(f"{name}: expected input to be {dims}, got {input.dim()}D instead")
+    features = (input.data if packed else input).shape[-1]
+    if features != module.input_size:
+        raise ValueError(f"expected input of {module.input_size} features, got {features}")
+    if cell:
+        return
+    directions = 2 if module.bidirectional else 1
+    call.check(input, module.batch_first, directions * module.num_layers)
+    steps, _, _ = _extent(module, input)
+    if not steps:
+        raise ValueError("Expected sequence length to be larger than 0 in RNN")
+    for row, length in enumerate([] if call.lengths is None else call.lengths.tolist()):
+        if not 0 <= length <= steps:
+            raise ValueError(
+                f"expected lengths from 0 to {steps}, the steps of the input, got {length} for "
+                f"row {row}"
+            )
+
+
 def _recompute(every: int, training: bool, inside: bool, no_kernel: str | None) -> str:
     """What recompute does in a call."""
     if no_kernel is not None:
@@ -133,12 +169,7 @@ def _extent(module: LSTM | LSTMCell, input: Tensor | PackedSequence) -> tuple[in
     if isinstance(input, PackedSequence):
         batch_sizes = input.batch_sizes.tolist()
         return len(batch_sizes), batch_sizes[0], batch_sizes
-    cell = isinstance(module, LSTMCell)
-    if input.dim() not in ((1, 2) if cell else (2, 3)):
-        dims = "1D or 2D" if cell else "2D or 3D"
-        name = type(module).__name__
-        raise ValueError(f"{name}: expected input to be {dims}, got {input.dim()}D instead")
-    if cell:
+    if isinstance(module, LSTMCell):
         return 1, input.shape[0] if input.dim() == 2 else 1, []
     if input.dim() == 2:
         return input.shape[0], 1, []

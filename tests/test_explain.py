@@ -167,3 +167,46 @@ def test_steps_that_are_computed_again(extension, T, options):
     ran = extension.last_cpu_plan(backward=True)["algorithm"]
     assert f"backward_algorithm={ran}" in fused_lstm.explain(module, x, **options)
     assert ran == ("dot" if T == 2 and not options else "panels")
+
+
+X, RESET = torch.randn(5, 3, 4), torch.zeros(5, 3, dtype=torch.bool)
+REFUSED = {
+    "beyond T": (
+        dict(lengths=torch.tensor([5, 9, 2])),
+        "from 0 to 5, the steps of the input, got 9 for row 1",
+    ),
+    "negative": (dict(lengths=torch.tensor([5, 3, -1])), "from 0 to 5, .* got -1 for row 2"),
+    "lengths of another batch": (
+        dict(lengths=torch.tensor([5, 3])),
+        r"expected lengths of shape \[3\], got \[2\]",
+    ),
+    "a list": (dict(lengths=[5, 3, 2]), "expected lengths as a tensor, got list"),
+    "a mask of another shape": (dict(reset=RESET.t()), r"expected reset of shape \[5, 3\]"),
+    "features": (dict(input=X[..., :3]), "expected input of 4 features, got 3"),
+    "no steps": (dict(input=X[:0]), "Expected sequence length to be larger than 0"),
+    "packed and lengths": (
+        dict(input=pack_sequence([X[:, 0]]), lengths=torch.tensor([5])),
+        "a PackedSequence has lengths",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_calls_that_the_layer_refuses(extension, name):
+    options, words = REFUSED[name]
+    input, module = options.get("input", X), fused_lstm.LSTM(4, 8)
+    options = {key: value for key, value in options.items() if key != "input"}
+    with pytest.raises((TypeError, ValueError), match=words):
+        fused_lstm.explain(module, input, **options)
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        module(input, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lengths", torch.tensor([1])), ("reset", RESET), ("return_cells", True)]
+)
+def test_a_cell_has_no_sequences(extension, name, value):
+    with pytest.raises(TypeError, match=f"expected input alone for an LSTMCell, got {name}"):
+        fused_lstm.explain(fused_lstm.LSTMCell(4, 8), X[0], **{name: value})
+    with pytest.raises(ValueError, match="expected input of 4 features, got 3"):
+        fused_lstm.explain(fused_lstm.LSTMCell(4, 8), X[0, :, :3])
