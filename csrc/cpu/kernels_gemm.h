@@ -1,5 +1,5 @@
-// Register tiles: kTileRows rows of A against a panel of 4 vectors. Included after vec.h inside an
-// instruction set's namespace.
+// Register tiles: FUSED_LSTM_TILE_ROWS rows of A against a panel of 4 vectors. Included after vec.h
+// inside an instruction set's namespace.
 //
 // A tile of M rows keeps 4 M accumulators, and needs min(M, 4) operands and one more beside them:
 // M = 6 with 32 registers, M = 3 with 16.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 namespace fused_lstm::cuda {
 
@@ -37,12 +39,6 @@ const DeviceLimits& known_device(const std::string& name) {
   for (const DeviceLimits& device : table()) known += (known.empty() ? "" : ", ") + device.name;
   throw std::invalid_argument("no limits are known for device '" + name + "': expected one of " +
                               known);
-}
-
-std::vector<std::string> known_devices() {
-  std::vector<std::string> names;
-  for (const DeviceLimits& device : table()) names.push_back(device.name);
-  return names;
 }
 
 int resident_blocks(const DeviceLimits& device, int threads, int registers_per_thread,

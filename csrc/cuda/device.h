@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 namespace fused_lstm::cuda {
 
@@ -25,9 +24,6 @@ struct DeviceLimits {
 // The published limits of one architecture's data-centre part (sm_80, 90, 100) or largest
 // workstation part (sm_86, 89, 120). Throws std::invalid_argument for another name.
 const DeviceLimits& known_device(const std::string& name);
-
-// "cuda:sm_80", ...
-std::vector<std::string> known_devices();
 
 // How many blocks are resident on one SM at once; 0 where not even one fits.
 int resident_blocks(const DeviceLimits& device, int threads, int registers_per_thread,

@@ -6,7 +6,8 @@
 // stores a value there; so the readers poll the very words that they multiply, and between a store
 // and the product that needs it there is neither a flag nor a barrier nor a fence.
 //
-// Epoch e lies in operand e % kRing of the row tile. In step e a block
+// Epoch e lies in operand e % kGridRing of the row tile, in plan B e % kClusterRing. In step e a
+// block
 //   1. reads epoch e, passes a fence, and knows after a barrier that all its warps have;
 //   2. stores its own units of epoch e + 1;
 //   3. empties (retires) what no one reads any more, for an epoch to come.
