@@ -75,10 +75,11 @@ def numbers_of(stem: str, run: Run, root: Path = ROOT) -> str:
     )
     for name, alt in (
         ("grid", "Times faster by batch and hidden size"),
+        ("steps", "Microseconds for each step by hidden size"),
         ("roofline", "Operations a second under the limits of the machine"),
     ):
         if shown := picture(stem, name, alt, root):
-            return "\n".join([*lines, "", shown])
+            lines += ["", shown]
     return "\n".join(lines)
 
 

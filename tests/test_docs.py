@@ -177,6 +177,12 @@ def test_the_readme_has_the_figures_of_the_committed_runs(readme_numbers):
     assert readme_numbers.updated(readme) == readme, "run `make numbers`"
 
 
+def test_every_committed_picture_is_shown():
+    readme = (ROOT / "README.md").read_text()
+    for picture in (ROOT / "bench" / "results").glob("*.png"):
+        assert picture.name in readme
+
+
 def test_figures_are_those_of_a_run(readme_numbers, tmp_path):
     import bench_fakes
 
@@ -185,7 +191,8 @@ def test_figures_are_those_of_a_run(readme_numbers, tmp_path):
     folder = tmp_path / "bench" / "results"
     run = bench_fakes.full_run()
     results.save(folder / "some.json", results.to_json(run))
-    (folder / "some-faster-light.png").touch()
+    for name in ("faster", "steps", "roofline"):
+        (folder / f"some-{name}-light.png").touch()
     empty = "".join(
         f"<!-- {name}: x --><!-- end of {name} -->\n" for name in ("summary", "numbers")
     )
@@ -193,7 +200,8 @@ def test_figures_are_those_of_a_run(readme_numbers, tmp_path):
     assert "on 2 cores of a Some Processor 9000 (family 6, model 143; AVX-512)" in " ".join(
         text.split()
     )
-    assert "some-faster-dark.png" in text
+    for name in ("faster", "steps", "roofline"):
+        assert f"some-{name}-dark.png" in text
     assert "some-grid" not in text  # there is no such picture
     assert re.search(
         r"^\| float16 \| 1 \| 1\.25 \| 1\.25 \| 2\.50 \| 2\.50 \|$", text, re.MULTILINE
