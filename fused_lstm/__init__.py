@@ -4,7 +4,7 @@ from fused_lstm import _program as _program
 from fused_lstm import _sequence_op as _sequence_op
 from fused_lstm._explain import explain
 from fused_lstm._ops import FusedLSTMWarning
-from fused_lstm._profile import profile
+from fused_lstm._profile import LSTMProfile, Profile, profile
 from fused_lstm.cell import LSTMCell
 from fused_lstm.functional import lstm
 from fused_lstm.init import InitialState, initialise
@@ -19,6 +19,8 @@ __all__ = [
     "FusedLSTMWarning",
     "InitialState",
     "LSTMCell",
+    "LSTMProfile",
+    "Profile",
     "Stream",
     "__version__",
     "explain",

@@ -32,26 +32,26 @@ _KEPT_CALLS = 8  # calls of one LSTM with input of different shapes that are mea
 class LSTMProfile:
     """One LSTM or LSTMCell of the model; times are seconds for all of its calls in one run."""
 
-    name: str
-    shapes: list[tuple[int, ...]]  # of its input, each once
-    calls: int
-    algorithms: list[str]
-    before: float
+    name: str  #: of the module in the model
+    shapes: list[tuple[int, ...]]  #: of its input, each once
+    calls: int  #: in one run
+    algorithms: list[str]  #: what explain() says of its layers
+    before: float  #: with torch.nn
     after: float
-    difference: float  # of outputs, relative to the largest element
+    difference: float  #: of outputs, relative to the largest element
 
 
 @dataclass(frozen=True)
 class Profile:
     """What :func:`profile` found; ``str()`` gives the lines that it prints."""
 
-    before: float  # seconds of one run with torch.nn's LSTMs
-    after: float
-    difference: float
-    backward: bool
+    before: float  #: seconds of one run with torch.nn's LSTMs
+    after: float  #: and with those of this package
+    difference: float  #: of outputs, relative to the largest element
+    backward: bool  #: whether gradients were computed too
     threads: int
     lstms: list[LSTMProfile]
-    left_alone: list[str]  # what replace_lstm says of LSTMs that it does not swap
+    left_alone: list[str]  #: what replace_lstm says of LSTMs that it does not swap
 
     def __str__(self) -> str:
         what = "forward and backward" if self.backward else "forward"

@@ -232,5 +232,6 @@ def test_pages_build_without_a_warning(tmp_path):
     for place in places:
         assert (tmp_path / place.partition("?")[0]).exists(), place
     api = (tmp_path / "api.html").read_text()
-    for name in ("LSTM", "LSTMCell", "lstm", "replace_lstm", "restore_lstm", "explain", "profile"):
+    names = "LSTM LSTMCell lstm replace_lstm restore_lstm explain profile Profile LSTMProfile"
+    for name in names.split():
         assert f'id="fused_lstm.{name}"' in api
