@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,37 @@ def refuse_both_directions(layer: LSTM, what: str) -> None:
         )
 
 
+def _batch_size(batch: Any) -> int:
+    """``batch`` as an int.
+
+    Raises:
+        TypeError: for anything that is no integer, and for a bool.
+    """
+    try:
+        if not isinstance(batch, bool):
+            return operator.index(batch)
+    except TypeError:
+        pass
+    raise TypeError(f"expected batch as an int, got {type(batch).__name__}")
+
+
+def _pair(states: Any, kinds: type | tuple[type, ...]) -> tuple[Any, Any]:
+    """``(h, c)``: a tensor is not taken apart, as one of two layers could be.
+
+    Raises:
+        ValueError: for anything but a tuple or list of two of these kinds.
+    """
+    if not isinstance(states, (tuple, list)):
+        got = type(states).__name__
+    elif len(states) != 2:
+        got = f"{len(states)} of them"
+    elif all(isinstance(state, kinds) and state is not None for state in states):
+        return states[0], states[1]
+    else:
+        got = " and ".join(type(state).__name__ for state in states)
+    raise ValueError(f"expected states (h, c), two tensors, got {got}")
+
+
 class Stream:
     """Runs a layer over a sequence that comes in pieces, for inference.
 
@@ -42,11 +74,13 @@ class Stream:
         batch: B, rows of every call.
 
     Raises:
+        TypeError: for a batch that is no int.
         ValueError: for a bidirectional layer.
     """
 
     def __init__(self, layer: LSTM, batch: int = 1) -> None:
         refuse_both_directions(layer, "stream()")
+        batch = _batch_size(batch)
         if batch < 1:
             raise ValueError(f"expected a batch of at least 1, got {batch}")
         self._layer, self._batch = layer, batch
@@ -164,7 +198,7 @@ class Stream:
 
     @state.setter
     def state(self, state: State) -> None:
-        pairs = [*zip((self._h, self._c), state, strict=True)]
+        pairs = [*zip((self._h, self._c), _pair(state, Tensor), strict=True)]
         for own, given in pairs:
             if given.shape != own.shape:
                 raise ValueError(
@@ -192,7 +226,7 @@ class Stream:
             if which.numel() == 0:
                 which = which.long()  # no row; the dtype says nothing
         own = (self._h, self._c)
-        given = (0.0, 0.0) if to is None else to
+        given = (0.0, 0.0) if to is None else _pair(to, object)
         values = [
             torch.as_tensor(value, dtype=t.dtype, device=t.device).detach().expand_as(t[:, which])
             for t, value in zip(own, given, strict=True)
