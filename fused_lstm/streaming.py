@@ -205,7 +205,8 @@ class Stream:
                     f"expected states of shape {list(own.shape)}, got {list(given.shape)}"
                 )
         for own, given in pairs:
-            own.copy_(given.detach())
+            # PyTorch's copy between float16 and float32 takes no notice of a negated view.
+            own.copy_(given.detach().resolve_neg())
 
     def reset(self, rows: Tensor | Sequence[int] | int | None = None, to: Any = None) -> None:
         """Set the state of these rows, or of all, to zero or to ``to``.

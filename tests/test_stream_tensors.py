@@ -1,4 +1,4 @@
-"""What a stream takes for a batch and for a state."""
+"""What a stream makes of tensors that are not numbers in memory."""
 
 import numpy
 import pytest
@@ -7,6 +7,43 @@ import torch
 import fused_lstm
 
 I, H, B = 4, 6, 2  # noqa: E741
+
+
+def negative(x):
+    return torch._neg_view(x.neg())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_negated_views(extension, dtype):
+    x, hx = torch.randn(5, B, I).to(dtype), torch.randn(2, 1, B, H).to(dtype).unbind()
+    layer = fused_lstm.LSTM(I, H).to(dtype)
+    expected = layer(x, hx)[0].detach()
+    streams = [layer.stream(B) for _ in range(3)]
+    for stream in streams:
+        stream.state = (negative(hx[0]), negative(hx[1]))
+    assert torch.equal(streams[0](negative(x)), streams[1](x))
+    torch.testing.assert_close(streams[1].state, streams[0].state)
+    for p in layer.parameters():
+        p.data = negative(p.data)
+    assert streams[2].outdated
+    tolerance = 3e-2 if dtype.itemsize == 2 else 1e-5
+    torch.testing.assert_close(streams[2](x), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_imaginary_part_of_a_conjugate(extension):
+    """A view of one column, which is dense."""
+    x = torch.randn(5, B, 1, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    layer = fused_lstm.LSTM(1, H)
+    torch.testing.assert_close(layer.stream(B)(x), layer(x)[0].detach())
+
+
+def test_the_same_memory_negated_is_new(extension):
+    layer = fused_lstm.LSTM(I, H)
+    stream, x = layer.stream(B), torch.randn(5, B, I)
+    layer.weight_ih_l0.data = torch._neg_view(layer.weight_ih_l0.data)
+    assert stream.outdated
+    torch.testing.assert_close(stream(x), layer(x)[0].detach())
 
 
 @pytest.mark.parametrize("batch", [1.5, None, True, "2", numpy.bool_(True)])

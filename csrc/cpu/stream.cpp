@@ -35,6 +35,9 @@ class Memory {
   std::unique_ptr<MemoryBlock> block_;
 };
 
+// The numbers as they are to be read: a view may say that those in memory are negated.
+at::Tensor as_read(const at::Tensor& t) { return t.is_neg() ? t.resolve_neg() : t; }
+
 // What a weight was when it was packed: its memory, which is held so that no other can come to lie
 // there, and how often it had been changed in place.
 struct Mark {
@@ -42,7 +45,8 @@ struct Mark {
 
   bool is_of(const at::Tensor& w) const {
     return memory.const_data_ptr() == w.const_data_ptr() && version == version_of(w) &&
-           memory.sizes() == w.sizes() && memory.strides() == w.strides();
+           memory.sizes() == w.sizes() && memory.strides() == w.strides() &&
+           memory.is_neg() == w.is_neg();
   }
 
   static uint32_t version_of(const at::Tensor& w) {
@@ -97,7 +101,8 @@ class Stream {
                 h_.size(1), ", ", input_size_, "], got ", given.sizes());
     TORCH_CHECK(given.is_cpu(), "fused_lstm: expected x on cpu, got ", given.device());
     const bool one = given.dim() == 2;
-    at::Tensor x = given.scalar_type() == type_ ? given : given.to(type_);
+    at::Tensor x = as_read(given);
+    if (x.scalar_type() != type_) x = x.to(type_);
     if (one) x = x.unsqueeze(0);
     if (x.size(-1) > 1 && x.stride(-1) != 1) x = x.contiguous();
     const int64_t steps = x.size(0), batch = h_.size(1);
@@ -208,7 +213,9 @@ class Stream {
     const GatePanels<T> panels(p, kernels<T>());
     const WeightPanels<T> out = panels_of<T>(layer);
     std::vector<at::Tensor> dense;
-    for (const at::Tensor& w : layer.given) dense.push_back(w.detach().to(type_).contiguous());
+    for (const at::Tensor& w : layer.given) {
+      dense.push_back(as_read(w.detach()).to(type_).contiguous());
+    }
     const DirectionWeights<T> w{data<T>(dense[0]),
                                 data<T>(dense[1]),
                                 p.bias ? data<T>(dense[2]) : nullptr,
