@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from fused_lstm import _ops, _transforms
 from fused_lstm._checks import State
@@ -98,8 +99,15 @@ class Stream:
         like = weights[0][0]
         ids = self._weight_ids()
         # Weights that are computed in each call, as by parametrizations, cannot be kept.
-        plain = all(id(w) in ids for group in weights for w in group)
-        if plain and like.is_cpu and _ops.unavailable(like.device, like.dtype) is None:
+        plain = all(
+            id(w) in ids and type(w) in (Tensor, Parameter) for group in weights for w in group
+        )
+        if (
+            plain
+            and like.is_cpu
+            and _ops.unavailable(like.device, like.dtype) is None
+            and all(map(_ops.extension.Stream.takes, weights))
+        ):
             kernels = _ops.extension.Stream(weights, self._batch)
             h, c = kernels.h, kernels.c
         else:
@@ -134,7 +142,8 @@ class Stream:
 
         Raises:
             RuntimeError: for another shape, dtype or device, and for an input whose gradient or
-                tangent would have to be recorded, or that a transform maps over.
+                tangent would have to be recorded, or that a transform maps over; for a tensor
+                that is not plain numbers in memory.
         """
         shape = x.shape
         if len(shape) not in (2, 3) or shape[-2:] != self._rows:

@@ -3,10 +3,152 @@
 import numpy
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fused_lstm
 
 I, H, B = 4, 6, 2  # noqa: E741
+
+
+@pytest.fixture
+def layer(extension):
+    return fused_lstm.LSTM(I, H)
+
+
+def functional(x):
+    return torch._to_functional_tensor(x)
+
+
+def of_fake(x):
+    return FakeTensorMode().from_tensor(x)
+
+
+def zero(x):
+    return torch._efficientzerotensor(x.shape)
+
+
+def two(x):
+    return TwoTensor(x, x.clone())
+
+
+def freed(x):
+    x.untyped_storage().resize_(0)
+    return x
+
+
+NO_NUMBERS = {
+    "functional": functional,
+    "fake": of_fake,
+    "zero": zero,
+    "subclass": two,
+    "sparse": torch.Tensor.to_sparse,
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "freed": freed,
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+@pytest.mark.parametrize("direct", [False, True], ids=["stream", "kernels"])
+def test_what_is_no_numbers_in_memory_is_refused(extension, layer, kind, direct):
+    """Reading it would end the process."""
+    stream, x = layer.stream(B), torch.randn(5, B, I)
+    given = NO_NUMBERS[kind](torch.randn(5, B, I))
+    run = extension.Stream(layer.all_weights, B).run if direct else stream
+    with pytest.raises(RuntimeError, match=r"expected x (as a plain dense tensor|with its memory)"):
+        run(given)
+    torch.testing.assert_close(stream(x), layer(x)[0].detach())
+
+
+def test_functionalize_is_refused(layer):
+    with pytest.raises(RuntimeError, match="expected x as a plain dense tensor"):
+        torch.func.functionalize(layer.stream(B))(torch.randn(5, B, I))
+
+
+@pytest.mark.parametrize("kind", ["fake", "subclass", "freed"])
+def test_kernels_refuse_weights_that_are_no_numbers(extension, layer, kind):
+    weights = [NO_NUMBERS[kind](w.detach().clone()) for w in layer.all_weights[0]]
+    with pytest.raises(RuntimeError, match="expected weights that are plain dense tensors"):
+        extension.Stream([weights], B)
+
+
+def of_two_tensors(layer):
+    for name, p in [*layer.named_parameters()]:
+        setattr(layer, name, torch.nn.Parameter(two(p.detach())))
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore::fused_lstm.FusedLSTMWarning")
+def test_weights_of_a_subclass_take_the_layer(layer):
+    x = torch.randn(5, B, I)
+    expected = layer(x)[0].detach()
+    stream = of_two_tensors(layer).stream(B)
+    assert stream._kernels is None
+    found = torch.cat([stream(two(part.clone())) for part in (x[:2], x[2:])])
+    torch.testing.assert_close(found.a, expected)
+    torch.testing.assert_close(found.b, expected)
+
+
+class Watched(torch.nn.Parameter):
+    """Plain numbers, of which Python is to see every use."""
+
+    calls = 0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.calls += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_weights_of_a_class_of_their_own_take_the_layer(layer):
+    x = torch.randn(5, B, I)
+    expected = layer(x)[0].detach()
+    layer.weight_hh_l0 = Watched(layer.weight_hh_l0.detach())
+    stream = layer.stream(B)
+    before = Watched.calls
+    torch.testing.assert_close(torch.Tensor(stream(x)), expected)
+    assert Watched.calls > before
+
+
+@pytest.mark.filterwarnings("ignore")  # distributed modules warn when they are imported
+def test_distributed_weights_and_inputs(layer, tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/f", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        x = torch.randn(5, B, I)
+        shared = distribute_tensor(x, mesh, [Replicate()])
+        with pytest.raises(RuntimeError, match="expected x as a plain dense tensor"):
+            layer.stream(B)(shared)
+        expected = layer(x)[0].detach()
+        for name, p in [*layer.named_parameters()]:
+            spread = distribute_tensor(p.detach(), mesh, [Replicate()])
+            setattr(layer, name, torch.nn.Parameter(spread))
+        stream = layer.stream(B)
+        assert stream._kernels is None
+        torch.testing.assert_close(stream(shared).to_local(), expected)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.functionalize])
+def test_a_transform_around_a_constant(layer, transform):
+    """Neither the stream nor its input are of the transform."""
+    stream, x = layer.stream(B), torch.randn(5, B, I)
+    expected = layer(x)[0].detach()
+    found = []
+
+    def f(t):
+        found.append(stream(x))
+        found.append(layer.stream(B)(x))
+        return t.sum()
+
+    transform(f)(torch.randn(3))
+    for y in found:
+        torch.testing.assert_close(y, expected)
 
 
 def negative(x):

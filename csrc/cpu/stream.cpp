@@ -5,8 +5,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -35,8 +37,42 @@ class Memory {
   std::unique_ptr<MemoryBlock> block_;
 };
 
+// Whether a tensor is numbers in this machine's memory and nothing else. A stream is no op, so the
+// dispatcher honours no key of its tensors; those that it would have to honour are too many to
+// list, and new ones come, so a tensor may have these only.
+bool is_plain(const at::Tensor& t) {
+  using c10::DispatchKey;
+  static const uint64_t known =
+      c10::DispatchKeySet({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU,
+                           DispatchKey::ADInplaceOrView, DispatchKey::Negative})
+          .raw_repr();
+  return (t.key_set().raw_repr() & ~known) == 0;
+}
+
+// Bytes of the storage up to the last element.
+size_t bytes_needed(const at::Tensor& t) {
+  if (t.numel() == 0) return 0;
+  int64_t last = t.storage_offset();
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  return size_t(last + 1) * t.element_size();
+}
+
+// A storage can be resized to nothing under its tensors, as FSDP does.
+bool has_memory(const at::Tensor& t) { return t.storage().nbytes() >= bytes_needed(t); }
+
 // The numbers as they are to be read: a view may say that those in memory are negated.
 at::Tensor as_read(const at::Tensor& t) { return t.is_neg() ? t.resolve_neg() : t; }
+
+// While it lives, nothing comes between an operation and the kernels of PyTorch: no transform, no
+// mode, no tracer. For memory of the stream's own.
+struct NothingBetween : c10::impl::ForceDispatchKeyGuard {
+  NothingBetween() : NothingBetween(c10::impl::tls_local_dispatch_key_set()) {}
+  explicit NothingBetween(const c10::impl::LocalDispatchKeySet& now)
+      : ForceDispatchKeyGuard(
+            now.included_ & c10::DispatchKeySet({c10::DispatchKey::BackendSelect,
+                                                 c10::DispatchKey::ADInplaceOrView}),
+            now.excluded_ | c10::DispatchKeySet(c10::DispatchKey::Python)) {}
+};
 
 // What a weight was when it was packed: its memory, which is held so that no other can come to lie
 // there, and how often it had been changed in place.
@@ -69,6 +105,7 @@ class Stream {
   Stream(const std::vector<std::vector<at::Tensor>>& weights, int64_t batch)
       : given_type_(weights.at(0).at(0).scalar_type()),
         type_(has_kernels(given_type_) ? given_type_ : at::kFloat) {
+    const NothingBetween guard;
     for (const auto& given : weights) layers_.push_back({given, {}, {}, {}});
     const LstmProblem p = read(0, batch, weights[0][0].size(-1)).problem;
     const c10::InferenceMode normal(false);  // the state may be changed in any mode
@@ -78,6 +115,11 @@ class Stream {
     c_ = at::zeros({count, batch, p.hidden_size}, state);
     input_size_ = p.input_size;
     pack();
+  }
+
+  // Whether weights can be read as they lie.
+  static bool takes(const std::vector<at::Tensor>& weights) {
+    return std::all_of(weights.begin(), weights.end(), is_plain);
   }
 
   // Whether the panels are not of what they were packed from, or for other kernels.
@@ -93,13 +135,18 @@ class Stream {
     TORCH_CHECK(!wrapped && !given._fw_grad(/*level=*/0).defined(),
                 "a stream takes part in no transform and carries no tangent: call the layer "
                 "itself, or detach the input");
+    TORCH_CHECK(given.is_cpu(), "fused_lstm: expected x on cpu, got ", given.device());
+    TORCH_CHECK(is_plain(given), "fused_lstm: expected x as a plain dense tensor, got one of ",
+                given.key_set(), ": call the layer itself, and carry the state");
+    TORCH_CHECK(has_memory(given), "fused_lstm: expected x with its memory, got a storage of ",
+                given.storage().nbytes(), " bytes");
+    const NothingBetween guard;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (is_outdated()) pack();
     TORCH_CHECK((given.dim() == 2 || given.dim() == 3) && given.size(-1) == input_size_ &&
                     given.size(-2) == h_.size(1),
                 "fused_lstm: expected x of shape [", h_.size(1), ", ", input_size_, "], or [T, ",
                 h_.size(1), ", ", input_size_, "], got ", given.sizes());
-    TORCH_CHECK(given.is_cpu(), "fused_lstm: expected x on cpu, got ", given.device());
     const bool one = given.dim() == 2;
     at::Tensor x = as_read(given);
     if (x.scalar_type() != type_) x = x.to(type_);
@@ -155,6 +202,12 @@ class Stream {
                   p.output_size(), " in layer ", i);
     }
     for (StreamLayer& layer : layers_) {
+      for (const at::Tensor& w : layer.given) {
+        TORCH_CHECK(is_plain(w) && has_memory(w),
+                    "fused_lstm: expected weights that are plain dense tensors with their memory, "
+                    "got one of ",
+                    w.key_set(), " with ", w.has_storage() ? w.storage().nbytes() : 0, " bytes");
+      }
       std::vector<Mark> marks(layer.given.begin(), layer.given.end());
       with_type(type_, [&](auto tag) { pack_layer<decltype(tag)>(layer); });
       layer.packed_from = std::move(marks);
@@ -275,6 +328,7 @@ void bind_stream(py::module_& m) {
       .def("run", &Stream::run, py::call_guard<py::gil_scoped_release>(), py::arg("x"))
       .def_property_readonly(
           "outdated", py::cpp_function(&Stream::outdated, py::call_guard<py::gil_scoped_release>()))
+      .def_static("takes", &Stream::takes, py::arg("weights"))
       .def_property_readonly("h", &Stream::h)
       .def_property_readonly("c", &Stream::c);
 }
