@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +64,14 @@ def _pair(states: Any, kinds: type | tuple[type, ...]) -> tuple[Any, Any]:
     raise ValueError(f"expected states (h, c), two tensors, got {got}")
 
 
+def _mode(name: str) -> Any:
+    """The active mode of PyTorch's own by this name, where the release has one so called."""
+    try:
+        return torch._C._get_dispatch_mode(getattr(torch._C._TorchDispatchModeKey, name))
+    except AttributeError:
+        return None
+
+
 class Stream:
     """Runs a layer over a sequence that comes in pieces, for inference.
 
@@ -69,6 +79,10 @@ class Stream:
     allocation but for the output. Where a weight has been changed in place, moved, converted or
     replaced since, the next call packs again; the state follows the layer to its dtype and device.
     Dropout is not applied and no gradient is recorded. Calls from several threads take turns.
+
+    A stream cannot be traced, exported or called with fake tensors: it says so. Modes that watch
+    operations, as ``FlopCounterMode`` does, see those of the layer, which runs in place of the
+    packed weights while one is active, and as it does for weights of a tensor subclass.
 
     Args:
         layer: of one direction.
@@ -132,7 +146,25 @@ class Stream:
             or now.device != self._device
         )
 
+    def _refuse_trace(self) -> None:
+        """Raise where operations are recorded, or computed for shapes that the state lacks."""
+        if torch.compiler.is_dynamo_compiling():
+            return
+        # Nobody traces with a module that has not been imported.
+        proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+        if (
+            torch.jit.is_tracing()
+            or (proxies is not None and proxies.get_proxy_mode() is not None)
+            or _mode("FUNCTIONAL") is not None
+            or (_mode("FAKE") is not None and type(self._h) is Tensor)
+        ):
+            raise RuntimeError(
+                "a stream cannot be traced: call the layer itself, `y, state = lstm(x, state)`, "
+                "and carry the state"
+            )
+
     def _follow_layer(self) -> None:
+        self._refuse_trace()
         with self._lock:
             if self._layer_has_changed():
                 self._begin(self.state)
@@ -143,7 +175,7 @@ class Stream:
         Raises:
             RuntimeError: for another shape, dtype or device, and for an input whose gradient or
                 tangent would have to be recorded, or that a transform maps over; for a tensor
-                that is not plain numbers in memory.
+                that is not plain numbers in memory, and where the call is traced.
         """
         shape = x.shape
         if len(shape) not in (2, 3) or shape[-2:] != self._rows:
@@ -162,14 +194,29 @@ class Stream:
                 "a stream records no gradients: call the layer itself, or detach the input"
             )
         if self._kernels is not None:
-            return self._kernels.run(x)
+            y = self._kernels.run(x)
+            if y is not None:  # else a mode watches what is called
+                return y
+        self._refuse_trace()
         if _transforms.transformed():
             raise RuntimeError(
                 "a stream takes part in no transform and carries no tangent: call the layer "
                 "itself, or detach the input"
             )
-        with self._lock, torch.no_grad():
+        with self._lock, self._turn(), torch.no_grad():
             return self._by_layer(x)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Other threads may run the kernels on the same state."""
+        kernels = self._kernels
+        if kernels is not None:
+            kernels.begin_turn()
+        try:
+            yield
+        finally:
+            if kernels is not None:
+                kernels.end_turn()
 
     def _by_layer(self, x: Tensor) -> Tensor:
         """What the layer makes of ``x`` without dropout, after its hooks: they may set weights."""
@@ -179,7 +226,7 @@ class Stream:
         steps = x if x.dim() == 3 else x.unsqueeze(0)
         if layer.batch_first:
             steps = steps.transpose(0, 1)
-        y, (h, c) = layer(steps, (self._h, self._c))
+        y, (h, c) = layer(steps, (self._h.to(x.dtype), self._c.to(x.dtype)))
         self._h.copy_(h)
         self._c.copy_(c)
         if layer.batch_first:

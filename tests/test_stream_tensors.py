@@ -1,10 +1,15 @@
-"""What a stream makes of tensors that are not numbers in memory."""
+"""What a stream makes of tensors that are not numbers in memory, and of what only watches it."""
+
+import threading
+import time
 
 import numpy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
 
@@ -134,6 +139,17 @@ def test_distributed_weights_and_inputs(layer, tmp_path):
         dist.destroy_process_group()
 
 
+def test_a_stream_made_under_fake_tensors(layer):
+    with FakeTensorMode():
+        stream = layer.stream(B)  # of numbers: it runs afterwards
+        with pytest.raises(RuntimeError, match="a stream cannot be traced"):
+            stream(torch.randn(5, B, I))
+        fake = fused_lstm.LSTM(I, H).stream(B)
+        assert fake(torch.randn(5, B, I)).shape == (5, B, H)
+    x = torch.randn(5, B, I)
+    torch.testing.assert_close(stream(x), layer(x)[0].detach())
+
+
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.functionalize])
 def test_a_transform_around_a_constant(layer, transform):
     """Neither the stream nor its input are of the transform."""
@@ -149,6 +165,95 @@ def test_a_transform_around_a_constant(layer, transform):
     transform(f)(torch.randn(3))
     for y in found:
         torch.testing.assert_close(y, expected)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, layer, held):
+        super().__init__()
+        self.stream = layer.stream(B)
+        self.layer = layer if held else None
+
+    def forward(self, x):
+        return self.stream(x)
+
+
+TRACERS = {
+    "jit": lambda model, x: torch.jit.trace(model, x),
+    "make_fx": lambda model, x: make_fx(model)(x),
+    "make_fx, fake": lambda model, x: make_fx(model, tracing_mode="fake")(x),
+    "make_fx, pre-dispatch": lambda model, x: make_fx(model, pre_dispatch=True)(x),
+    "export": lambda model, x: torch.export.export(model, (x,)),
+    "export, strict": lambda model, x: torch.export.export(model, (x,), strict=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("held", [True, False], ids=["submodule", "alone"])
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_no_trace_of_a_stream(backend, tracer, held):
+    """It would hold neither the computation nor the state; and the stream goes on afterwards."""
+    layer, x = fused_lstm.LSTM(I, H), torch.randn(5, B, I)
+    model = Model(layer, held)
+    expected = layer(x)[0].detach()
+    # Dynamo has words of its own, as it does not look into the stream.
+    match = None if tracer == "export, strict" else "a stream cannot be traced.* call the layer"
+    with pytest.raises(Exception, match=match):
+        TRACERS[tracer](model, x)
+    torch.testing.assert_close(model(x), expected)
+
+
+class Watch(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_modes_that_watch_see_the_layer(layer, dtype):
+    layer, x = layer.to(dtype), torch.randn(5, B, I).to(dtype)
+    expected = layer(x)[0].detach()
+    stream = layer.stream(B)
+    found = [stream(x[:1])]
+    with Watch() as watch:
+        found.append(stream(x[1:2]))
+    assert any("lstm" in name for name in watch.names)
+    with Watch():  # also what it is made of
+        made = layer.stream(B)
+    found.append(stream(x[2:]))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for y in (torch.cat(found), made(x)):
+        torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_watched_calls_take_turns(layer):
+    """With those of other threads, in which no mode is active."""
+    with torch.no_grad():
+        layer.bias_ih_l0[H : 2 * H] = 20  # nothing is forgotten: c counts the steps
+    x, stream = torch.randn(1, B, I), layer.stream(B)
+    _, expected = layer(x.expand(44, B, I))
+
+    class Slow(Watch):
+        def __torch_dispatch__(self, *args):
+            time.sleep(0.001)
+            return super().__torch_dispatch__(*args)
+
+    def watched():
+        for _ in range(4):
+            with Slow():
+                stream(x)
+
+    thread = threading.Thread(target=watched)
+    thread.start()
+    for _ in range(40):
+        time.sleep(0.001)
+        stream(x)
+    thread.join()
+    for a, b in zip(stream.state, expected, strict=True):
+        torch.testing.assert_close(a, b.detach())
 
 
 def negative(x):

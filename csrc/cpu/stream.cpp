@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
@@ -74,6 +75,13 @@ struct NothingBetween : c10::impl::ForceDispatchKeyGuard {
             now.excluded_ | c10::DispatchKeySet(c10::DispatchKey::Python)) {}
 };
 
+// Whether a mode or a tracer is to see every operation of this thread.
+bool is_watched() {
+  return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         c10::impl::tls_local_dispatch_key_set().included_.has_any(
+             c10::DispatchKeySet({c10::DispatchKey::Tracer, c10::DispatchKey::PreDispatch}));
+}
+
 // What a weight was when it was packed: its memory, which is held so that no other can come to lie
 // there, and how often it had been changed in place.
 struct Mark {
@@ -124,12 +132,14 @@ class Stream {
 
   // Whether the panels are not of what they were packed from, or for other kernels.
   bool outdated() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     return is_outdated();
   }
 
-  // y [T, B, P] of x [T, B, I], the state carried on.
+  // y [T, B, P] of x [T, B, I], the state carried on. None where something is to see what is
+  // computed, in operations that it knows.
   at::Tensor run(const at::Tensor& given) {
+    if (is_watched()) return {};
     const bool wrapped = given.key_set().has_any(c10::DispatchKeySet(
         {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper}));
     TORCH_CHECK(!wrapped && !given._fw_grad(/*level=*/0).defined(),
@@ -141,7 +151,7 @@ class Stream {
     TORCH_CHECK(has_memory(given), "fused_lstm: expected x with its memory, got a storage of ",
                 given.storage().nbytes(), " bytes");
     const NothingBetween guard;
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
     if (is_outdated()) pack();
     TORCH_CHECK((given.dim() == 2 || given.dim() == 3) && given.size(-1) == input_size_ &&
                     given.size(-2) == h_.size(1),
@@ -170,6 +180,10 @@ class Stream {
     if (given.scalar_type() != type_) y = y.to(given.scalar_type());
     return one ? y.squeeze(0) : y;
   }
+
+  // Between them no other thread's call touches the state.
+  void begin_turn() { mutex_.lock(); }
+  void end_turn() { mutex_.unlock(); }
 
   // [L, B, P] and [L, B, H], those that the next call begins with.
   at::Tensor h() const { return h_; }
@@ -316,7 +330,7 @@ class Stream {
   Products products_ = Products::exact;
   at::Tensor h_, c_, between_[2];
   Memory workspace_;
-  mutable std::mutex mutex_;
+  mutable std::recursive_mutex mutex_;
 };
 
 }  // namespace
@@ -328,6 +342,8 @@ void bind_stream(py::module_& m) {
       .def("run", &Stream::run, py::call_guard<py::gil_scoped_release>(), py::arg("x"))
       .def_property_readonly(
           "outdated", py::cpp_function(&Stream::outdated, py::call_guard<py::gil_scoped_release>()))
+      .def("begin_turn", &Stream::begin_turn, py::call_guard<py::gil_scoped_release>())
+      .def("end_turn", &Stream::end_turn)
       .def_static("takes", &Stream::takes, py::arg("weights"))
       .def_property_readonly("h", &Stream::h)
       .def_property_readonly("c", &Stream::c);
