@@ -237,7 +237,10 @@ class Stream:
     def outdated(self) -> bool:
         """Whether a weight has changed since they were packed, so that the next call packs again.
 
-        A change is seen by the weight itself, its memory and its version counter.
+        A change is seen by the weight itself, its memory, its version counter and eight of its
+        elements, two rows of each gate. What the counter misses, as steps of fused optimizers and
+        changes of ``.data``, is found if it touches one of these in some weight, as an optimizer's
+        step does.
         """
         if self._layer_has_changed():
             return True

@@ -138,3 +138,105 @@ def test_layers_are_packed_again_while_others_ask(extension, layer):
         thread.join(60)
     assert not failures
     assert_runs_as(stream, layer, torch.randn(B, I))
+
+
+def fused_adamw(layer):
+    for p in layer.parameters():
+        p.grad = torch.randn_like(p)
+    torch.optim.AdamW(layer.parameters(), 0.1, fused=True).step()
+
+
+def fused_sgd(layer):
+    for p in layer.parameters():
+        p.grad = torch.randn_like(p)
+    torch.optim.SGD(layer.parameters(), 0.1, fused=True).step()
+
+
+def average(layer):
+    for p in layer.parameters():
+        p.data.mul_(0.9).add_(torch.randn_like(p), alpha=0.1)
+
+
+def one_gate(layer):
+    layer.bias_hh_l1.data[H : 2 * H] += 1
+
+
+def storage_comes_back(layer):
+    for p in layer.parameters():
+        storage = p.untyped_storage()
+        size = storage.nbytes()
+        storage.resize_(0)
+        storage.resize_(size)
+        p.data.normal_()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [fused_adamw, fused_sgd, average, one_gate, storage_comes_back],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_changes_that_count_none_are_seen(extension, layer, change, dtype):
+    layer.to(dtype)
+    stream, x = layer.stream(B), torch.randn(B, I).to(dtype)
+    stream(x)
+    assert not stream.outdated
+    change(layer)
+    assert stream.outdated
+    tolerance = 3e-2 if dtype.itemsize == 2 else 1e-5
+    with torch.no_grad():
+        wanted = layer(x.unsqueeze(0), stream.state)[0][0]
+    torch.testing.assert_close(stream(x), wanted, rtol=tolerance, atol=tolerance)
+    assert not stream.outdated
+
+
+def test_changes_of_inference_tensors_are_seen(extension):
+    with torch.inference_mode():
+        layer = fused_lstm.LSTM(I, H)
+        stream, x = layer.stream(B), torch.randn(B, I)
+        layer.weight_ih_l0.mul_(0.5)
+        assert stream.outdated
+        assert_runs_as(stream, layer, x)
+
+
+@pytest.mark.parametrize("gate", range(4))
+@pytest.mark.parametrize("width", [1, 3, 20])
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"])
+def test_a_change_of_any_gate_is_seen(extension, name, width, gate):
+    """Also of a weight that lies column by column."""
+    layer = fused_lstm.LSTM(max(width, 2), width + 1, proj_size=width)
+    for p in layer.parameters():
+        p.data = p.data.T.contiguous().T if p.dim() == 2 else p.data
+    stream = layer.stream(B)
+    weight = getattr(layer, f"{name}_l0")
+    part = weight.data.chunk(4, 0)[gate] if name != "weight_hr" else weight.data
+    part.add_(1)
+    assert stream.outdated
+    for p in layer.parameters():  # and nothing beside a weight is read
+        p.data = torch.cat([p.data, p.data])[: len(p)]
+    x = torch.randn(B, max(width, 2))
+    stream(x)
+    p = weight.data
+    p.as_strided((p.numel(),), (1,), p.numel()).add_(1)
+    assert not stream.outdated
+
+
+def test_weights_without_memory_are_refused(extension, layer):
+    """As FSDP leaves them between calls: reading them would end the process."""
+    stream, x = layer.stream(B), torch.randn(B, I)
+    storage = layer.weight_hh_l1.untyped_storage()
+    before, size = layer.weight_hh_l1.detach().clone(), storage.nbytes()
+    storage.resize_(0)
+    assert stream.outdated
+    with pytest.raises(RuntimeError, match=r"expected weights .* with their memory"):
+        stream(x)
+    storage.resize_(size)
+    layer.weight_hh_l1.data.copy_(before)
+    assert_runs_as(stream, layer, x)
+
+
+def test_nans_are_no_change(extension, layer):
+    layer.weight_hh_l0.data.fill_(float("nan"))
+    stream = layer.stream(B)
+    stream(torch.randn(B, I))
+    assert not stream.outdated
