@@ -1,12 +1,12 @@
 """What a stream makes of tensors that are not numbers in memory, and of what only watches it."""
 
 import threading
-import time
 
 import numpy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -229,31 +229,62 @@ def test_modes_that_watch_see_the_layer(layer, dtype):
         torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_watched_calls_take_turns(layer):
-    """With those of other threads, in which no mode is active."""
-    with torch.no_grad():
-        layer.bias_ih_l0[H : 2 * H] = 20  # nothing is forgotten: c counts the steps
-    x, stream = torch.randn(1, B, I), layer.stream(B)
-    _, expected = layer(x.expand(44, B, I))
+def test_a_trace_with_other_weights_leaves_the_stream_as_it_was(layer):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.stream = layer, layer.stream(B)
 
-    class Slow(Watch):
-        def __torch_dispatch__(self, *args):
-            time.sleep(0.001)
-            return super().__torch_dispatch__(*args)
+        def forward(self, x):
+            return self.stream(x)
+
+    model, x = Model(), torch.randn(5, B, I)
+    expected, state = model(x), [t.clone() for t in model.stream.state]
+    weight = layer.weight_hh_l0.detach().clone()
+
+    def call(w, x):
+        return functional_call(model, {"layer.weight_hh_l0": w}, (x,))
+
+    trace = make_fx(call, tracing_mode="fake")
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be traced"):
+        trace(weight, x)
+    torch.testing.assert_close(model.stream.state, tuple(state), rtol=0, atol=0)
+    model.stream.reset()
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+def test_watched_calls_take_turns(extension, layer, monkeypatch):
+    """With those of other threads, in which no mode is active: they wait."""
+    x, stream = torch.randn(1, B, I), layer.stream(B)
+    with torch.no_grad():
+        _, expected = layer(x.expand(2, B, I))
+    inside, go_on, done = (threading.Event() for _ in range(3))
+    run = stream._by_layer
+
+    def by_layer(x):
+        inside.set()
+        assert go_on.wait(10)
+        return run(x)
 
     def watched():
-        for _ in range(4):
-            with Slow():
-                stream(x)
+        with Watch():
+            stream(x)
 
-    thread = threading.Thread(target=watched)
-    thread.start()
-    for _ in range(40):
-        time.sleep(0.001)
+    def unwatched():
         stream(x)
-    thread.join()
-    for a, b in zip(stream.state, expected, strict=True):
-        torch.testing.assert_close(a, b.detach())
+        done.set()
+
+    monkeypatch.setattr(stream, "_by_layer", by_layer)
+    threads = [threading.Thread(target=watched), threading.Thread(target=unwatched)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    waited = not done.wait(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert waited
+    torch.testing.assert_close(stream.state, tuple(expected))
 
 
 def negative(x):
