@@ -216,6 +216,9 @@ TORCH_LIBRARY(fused_lstm, m) {
   // V problems of tensors with the members in front, but for batch_sizes, which they share.
   m.def("_lstm_ensemble" FUSED_LSTM_FORWARD);
   m.def("_lstm_ensemble_backward" FUSED_LSTM_BACKWARD);
+  // Rows of V members next to each other, left [N * V, L] and each right [N * V, R]: of every
+  // member the sums of left[n]^T right[n], [V, L, R], and behind them those of left[n], [V, L].
+  m.def("_member_products(Tensor left, Tensor[] right, int members) -> Tensor[]");
   // The layer in a program: it says nothing of what is saved, in types that every tracer can write.
   m.def(
       "lstm(Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "

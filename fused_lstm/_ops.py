@@ -183,3 +183,4 @@ if extension is not None:
     lstm_layer_backward_gates = torch.ops.fused_lstm._lstm_layer_backward_gates.default
     lstm_ensemble = torch.ops.fused_lstm._lstm_ensemble.default
     lstm_ensemble_backward = torch.ops.fused_lstm._lstm_ensemble_backward.default
+    member_products = torch.ops.fused_lstm._member_products.default

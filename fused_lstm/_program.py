@@ -118,6 +118,11 @@ def _fake_ensemble_backward(*args: Any) -> list[Tensor]:
     return [t.new_empty((args[3].shape[0], *t.shape)) for t in fake_backward(*tensors, needs)]
 
 
+def _fake_member_products(left: Tensor, right: list[Tensor], members: int) -> list[Tensor]:
+    shape = (members, left.shape[1])
+    return [*(left.new_empty((*shape, t.shape[1])) for t in right), left.new_empty(shape)]
+
+
 def _fake_lstm(
     x: Tensor,
     batch_sizes: Tensor | None,
@@ -239,5 +244,6 @@ if _ops.extension is not None:
         ("_lstm_layer_backward_gates", _fake_backward_gates),
         ("_lstm_ensemble", _fake_ensemble),
         ("_lstm_ensemble_backward", _fake_ensemble_backward),
+        ("_member_products", _fake_member_products),
     ):
         torch.library.register_fake(f"fused_lstm::{_name}")(_fake)

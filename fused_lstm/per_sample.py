@@ -100,27 +100,43 @@ def weight_gradients(
     at: Backward, size: int, d_gates: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
     """``[V, *weight.shape]`` for each weight of one direction that needs it."""
+    biases = needs[2:4] if len(at.weights) > 3 else []
+    right = []
+    if needs[0]:
+        right.append(at.x.flatten(0, -2))
+    if needs[1]:
+        right.append(previous_h(at))
+    found = []
+    if right or any(biases):
+        *found, total = member_products(d_gates, right, size)
+        found += [total.clone() for need in biases if need]
+    if len(at.weights) % 2 and needs[-1]:
+        hidden = reference.unprojected(at.gates, at.c)[0]
+        found.append(member_products(gradient_of_h(at, d_gates), [hidden], size)[0])
+    return found
+
+
+def member_products(left: Tensor, right: Sequence[Tensor], size: int) -> list[Tensor]:
+    """``sum_n left[n, v] right[n, v]`` for each right, and ``sum_n left[n, v]`` behind them.
+
+    Of rows ``[N*V, L]`` and ``[N*V, R]``: ``[V, L, R]``, and ``[V, L]``.
+    """
+    if left.device.type == "cpu":
+        return _ops.member_products(left, right, size)
+    return batched_products(left, right, size)
+
+
+def batched_products(left: Tensor, right: Sequence[Tensor], size: int) -> list[Tensor]:
+    """The same by PyTorch's batched product, for devices that have no op for it."""
 
     def by_member(rows: Tensor) -> Tensor:
         return rows.view(rows.shape[0] // size, size, rows.shape[1])
 
-    def per_member(left: Tensor, right: Tensor) -> Tensor:
-        """``sum_n left[n, v] right[n, v]`` of rows ``[N*V, L]`` and ``[N*V, R]``: ``[V, L, R]``."""
-        return by_member(left).permute(1, 2, 0) @ by_member(right).transpose(0, 1)
-
-    found = []
-    if needs[0]:
-        found.append(per_member(d_gates, at.x.flatten(0, -2)))
-    if needs[1]:
-        found.append(per_member(d_gates, previous_h(at)))
-    if len(at.weights) > 3 and (needs[2] or needs[3]):
-        total = by_member(d_gates).sum(0)
-        found += [total.clone() for need in needs[2:4] if need]
-    if len(at.weights) % 2 and needs[-1]:
-        found.append(
-            per_member(gradient_of_h(at, d_gates), reference.unprojected(at.gates, at.c)[0])
-        )
-    return found
+    lefts = by_member(left)
+    return [
+        *(lefts.permute(1, 2, 0) @ by_member(rows).transpose(0, 1) for rows in right),
+        lefts.sum(0),
+    ]
 
 
 def previous_h(at: Backward) -> Tensor:

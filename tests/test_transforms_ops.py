@@ -136,6 +136,7 @@ def test_per_sample_gradients_are_one_forward_and_one_backward(extension):
     assert ops.calls == [
         ("lstm_layer", (T, B, 7, I)),
         ("_lstm_layer_backward_gates", (T, 7 * B, I)),
+        ("_member_products", (T * 7 * B, 4 * H)),
     ]
 
 
