@@ -4,6 +4,17 @@
 
 namespace fused_lstm {
 
+namespace {
+
+// A storage can be freed under its tensors, as FSDP does with weights that it has shared out.
+void check_memory(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.numel() == 0 || tensor.storage().nbytes() > 0, "fused_lstm: expected ", name,
+              " with its memory, got a tensor of shape ", tensor.sizes(),
+              " whose storage has been freed");
+}
+
+}  // namespace
+
 void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
                   at::ScalarType type, at::Device device) {
   TORCH_CHECK(tensor.sizes() == shape, "fused_lstm: expected ", name, " of shape ", shape, ", got ",
@@ -12,6 +23,7 @@ void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef sh
               ", got ", tensor.scalar_type());
   TORCH_CHECK(tensor.device() == device, "fused_lstm: expected ", name, " on ", device, ", got ",
               tensor.device());
+  check_memory(tensor, name);
 }
 
 void check_tensor(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape,
@@ -99,6 +111,7 @@ LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
   TORCH_CHECK(weights[0].dim() == 2 && weights[0].size(0) % 4 == 0 && weights[0].size(0) > 0,
               "fused_lstm: expected w_ih of shape [4H, I], got ", weights[0].sizes());
   call.steps = read_steps(x, batch_sizes, members);
+  check_memory(x, "x");
 
   LstmProblem& p = call.problem;
   p.steps = call.steps.steps();

@@ -220,3 +220,25 @@ def test_weights_that_do_not_fit_are_refused_by_the_reference(which, size):
     weights[which] = weights[which][:size] if which % 5 in (2, 3) else weights[which][:, :1]
     with pytest.raises(RuntimeError, match=r"fused_lstm: expected ._.. of shape"):
         reference.lstm_layer(x, None, None, None, weights, [False, True])
+
+
+FORWARD = ["x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh"]
+SAVED = ["grad_y", "grad_h_n", "grad_c_n", "y", "gates", "c"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", FORWARD + SAVED)
+def test_tensors_without_their_memory_are_refused(extension, name):
+    """Freed under a tensor, as by FSDP: to read it would end the process."""
+    x, batch_sizes, h0, c0, weights, reverse = arguments()
+    forward = (x, batch_sizes, h0, c0, weights, reverse)
+    y, h_n, c_n, gates, c = torch.ops.fused_lstm.lstm_layer(*forward, True)
+    grads = [torch.ones_like(t) for t in (y, h_n, c_n)]
+    tensors = (x, h0, c0, *weights, *grads, y, gates, c)
+    dict(zip(FORWARD + SAVED, tensors, strict=True))[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"expected {name} with its memory"):
+        if name in FORWARD:
+            torch.ops.fused_lstm.lstm_layer(*forward, False)
+        else:
+            needs = [True] * (3 + len(weights))
+            torch.ops.fused_lstm.lstm_layer_backward(*grads, *forward, y, gates, c, needs)
