@@ -26,11 +26,9 @@ bool any_recorded(const Tensors&... tensors) {
   return (any_tensor(is_recorded, tensors) || ...);
 }
 
-// Members of a row are read where they lie below a vmap alone: what differentiates takes rows.
-void check_no_members(const Tensor& x) {
-  TORCH_CHECK(x.dim() < 4, "fused_lstm: expected x of shape [T, B, I] where a derivative is ",
-              "recorded, got ", x.sizes());
-}
+// Members of a row are read where they lie below a vmap alone: what differentiates takes rows. A
+// graph that was traced below a vmap may be differentiated afterwards.
+Tensor rows_of_members(const Tensor& x) { return x.dim() == 4 ? x.flatten(1, 2) : x; }
 
 // A call that was not asked to save says nothing of what its node did.
 Forward saved_or_not(Forward out, bool save) {
@@ -50,10 +48,10 @@ Forward forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto op = find_op<ForwardOp>("fused_lstm::lstm_layer");
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
-    check_no_members(x);
-    const LayerArguments layer{x, batch_sizes, h0, c0, weights.vec(), reverse, std::nullopt};
+    const Tensor rows = rows_of_members(x);
+    const LayerArguments layer{rows, batch_sizes, h0, c0, weights.vec(), reverse, std::nullopt};
     if (is_plain(layer)) return saved_or_not(recorded_layer(keys, layer), save);
-    return recorded.call(x, batch_sizes, h0, c0, weights, std::move(reverse), save);
+    return recorded.call(rows, batch_sizes, h0, c0, weights, std::move(reverse), save);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, batch_sizes, h0, c0, weights,
@@ -70,7 +68,8 @@ std::vector<Tensor> backward_autograd(c10::DispatchKeySet keys, const OptionalTe
   static const auto op = find_op<BackwardOp>("fused_lstm::lstm_layer_backward");
   static const auto recorded = find_op<BackwardOp>("fused_lstm::_lstm_layer_backward_recorded");
   if (any_recorded(grad_y, grad_h_n, grad_c_n, x, h0, c0, weights)) {
-    check_no_members(x);
+    TORCH_CHECK(x.dim() < 4, "fused_lstm: expected x of shape [T, B, I] where a derivative of the ",
+                "backward pass is recorded, got ", x.sizes());
     return recorded.call(grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights,
                          std::move(reverse), y, gates, c, std::move(needs));
   }
@@ -129,6 +128,23 @@ std::vector<Tensor> sequence_backward_autograd(
                        reset_c, y, gates, c, std::move(needs), keep_every, compact);
 }
 
+// Of the ops that the rules of vmap call where no derivative is asked for. They have none, and a
+// graph that was traced there and is differentiated afterwards would lose it in silence.
+void refuse_derivative(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                       torch::jit::Stack* stack) {
+  for (const c10::IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
+    const bool recorded = argument.isTensor()       ? any_recorded(argument.toTensor())
+                          : argument.isTensorList() ? any_recorded(argument.toTensorVector())
+                                                    : false;
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !recorded, op.schema().name(), " has no derivative: a graph holds it where torch.vmap was ",
+        "traced or compiled without one. Trace the function that takes the derivative, or call ",
+        "the layer itself");
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+}
+
 c10::List<bool> as_flags(at::IntArrayRef values) {
   c10::List<bool> flags;
   for (const int64_t value : values) flags.push_back(value != 0);
@@ -142,12 +158,12 @@ Program program_autograd(c10::DispatchKeySet keys, const Tensor& x,
   static const auto op = find_op<ProgramOp>("fused_lstm::lstm");
   static const auto recorded = find_op<ForwardOp>("fused_lstm::_lstm_layer_recorded");
   if (any_recorded(x, h0, c0, weights)) {
-    check_no_members(x);
-    const LayerArguments layer{x,           batch_sizes, h0, c0, weights.vec(), as_flags(reverse),
-                               std::nullopt};
+    const Tensor rows = rows_of_members(x);
+    const LayerArguments layer{rows,          batch_sizes,       h0,          c0,
+                               weights.vec(), as_flags(reverse), std::nullopt};
     auto [y, h_n, c_n, gates, c] =
         is_plain(layer) ? recorded_layer(keys, layer)
-                        : recorded.call(x, batch_sizes, h0, c0, weights, layer.reverse, false);
+                        : recorded.call(rows, batch_sizes, h0, c0, weights, layer.reverse, false);
     return {y, h_n, c_n};
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -232,6 +248,10 @@ TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) {
   m.impl("lstm_sequence", TORCH_FN(fused_lstm::sequence_autograd));
   m.impl("lstm_sequence_backward", TORCH_FN(fused_lstm::sequence_backward_autograd));
   m.impl("lstm", TORCH_FN(fused_lstm::program_autograd));
+  for (const char* op : {"_lstm_layer_backward_gates", "_lstm_ensemble", "_lstm_ensemble_backward",
+                         "_member_products"}) {
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&fused_lstm::refuse_derivative>());
+  }
 }
 
 TORCH_LIBRARY_IMPL(fused_lstm, CompositeExplicitAutograd, m) {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fused_lstm import _ops
+from fused_lstm import _ops, _transforms
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -40,6 +40,8 @@ def autocast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if _ops.extension is None or torch.compiler.is_compiling() or type(weight) is not Parameter:
         return autocast(weight, dtype)
+    if _transforms.transformed():
+        return autocast(weight, dtype)  # else later calls would get a tensor of this transform
     return _ops.extension.autocast_weight(weight, dtype)
 
 

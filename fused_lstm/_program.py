@@ -170,7 +170,12 @@ def _backward_recorded(
 ) -> list[Tensor]:
     """``lstm_layer_backward`` where a derivative is recorded."""
     if not _transforms.covered():
-        raise NotImplementedError(NO_RULE)
+        if _transforms.func_active():
+            raise NotImplementedError(NO_RULE)
+        grads = autograd.gradients_of_layer(
+            grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0, weights, reverse, y, gates, c, needs
+        )
+        return [x.new_empty(0) if grad is None else grad for grad in grads]
     found = autograd.apply(
         autograd.LSTMLayerBackward, grad_y, grad_h_n, grad_c_n, x, batch_sizes, h0, c0,
         y, gates, c, reverse, needs, *weights,

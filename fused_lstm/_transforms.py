@@ -79,7 +79,12 @@ def depth() -> int:
 
 
 def only_mapped() -> bool:
-    """Whether ``vmap`` is all that is active, once or several times, or nothing is."""
+    """Whether ``vmap`` is all that is active, once or several times, or nothing is.
+
+    torch.compile knows whether there are transforms, and not which: then, whether nothing is.
+    """
+    if torch.compiler.is_compiling():
+        return not transformed()
     return not forward_mode() and set(stack()) <= {"Vmap"}
 
 
