@@ -212,11 +212,12 @@ class Tagger(nn.Module):
         return self.head(self.lstm(self.embed(x).relu())[0]).log_softmax(-1)
 
 
-@pytest.mark.parametrize("name", ["dense", "packed", "projected", "changed"])
+@pytest.mark.parametrize("name", ["dense", "both directions", "packed", "projected", "changed"])
 def test_compiled_autograd(extension, name):
     """An eager forward pass, whose backward pass is captured and compiled as a whole."""
     case = {
-        "dense": Case(layers=2, bidirectional=True),
+        "dense": Case(layers=2),
+        "both directions": Case(layers=2, bidirectional=True),
         "packed": Case(kind="packed"),
         "projected": Case(P=2),
         "changed": Case(dtype=torch.float64),

@@ -236,9 +236,9 @@ def test_tensors_without_their_memory_are_refused(extension, name):
     grads = [torch.ones_like(t) for t in (y, h_n, c_n)]
     tensors = (x, h0, c0, *weights, *grads, y, gates, c)
     dict(zip(FORWARD + SAVED, tensors, strict=True))[name].untyped_storage().resize_(0)
+    op, args = torch.ops.fused_lstm.lstm_layer, (*forward, False)
+    if name in SAVED:
+        op = torch.ops.fused_lstm.lstm_layer_backward
+        args = (*grads, *forward, y, gates, c, [True] * (3 + len(weights)))
     with pytest.raises(RuntimeError, match=f"expected {name} with its memory"):
-        if name in FORWARD:
-            torch.ops.fused_lstm.lstm_layer(*forward, False)
-        else:
-            needs = [True] * (3 + len(weights))
-            torch.ops.fused_lstm.lstm_layer_backward(*grads, *forward, y, gates, c, needs)
+        op(*args)

@@ -90,10 +90,15 @@ def test_members_where_they_lie_are_for_the_layer_alone(extension):
     problem = Problem()
     x, _, _, *weights = (t.requires_grad_() for t in problem.arguments(2))
     arguments = (None, None, None, [w[0] for w in weights], [False])
-    with pytest.raises(RuntimeError, match="where a derivative is recorded, got"):
-        torch.ops.fused_lstm.lstm_layer(x, *arguments, False)
-    with pytest.raises(RuntimeError, match="where a derivative is recorded, got"):
-        torch.ops.fused_lstm.lstm(x, *arguments)
+    for op, flags in (("lstm_layer", (True,)), ("lstm", ())):
+        run = getattr(torch.ops.fused_lstm, op)
+        found, expected = run(x, *arguments, *flags), run(x.flatten(1, 2), *arguments, *flags)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        dx = [
+            torch.autograd.grad(y.sin().sum() + c_n.sum(), x)[0]
+            for y, _, c_n, *_ in (found, expected)
+        ]
+        torch.testing.assert_close(*dx, rtol=0, atol=0)
     none = (None, None, None, None, False, 0, False)
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"expected x of shape \[T, B, I\]"):
         torch.ops.fused_lstm.lstm_sequence(x, *arguments, *none)
