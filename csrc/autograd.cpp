@@ -49,12 +49,13 @@ bool may_change_in_place(const Tensor& y, const LayerArguments& a) {
 }
 
 // A tensor without memory that counts the changes of `tensor`, from 1 on: the tensor that compiled
-// autograd has in its place counts from 0, and says nothing of changes.
+// autograd has in its place counts from 0, and says nothing of changes. The kernels' outputs begin
+// with 1, for whoever keeps one, as a policy of checkpointing does, looks whether it has changed.
 Tensor counter_of(const Tensor& tensor) {
   Tensor counter = at::empty({0}, at::kByte);
   torch::autograd::impl::set_version_counter(counter,
                                              torch::autograd::impl::version_counter(tensor));
-  torch::autograd::impl::bump_version(counter);
+  if (counter._version() == 0) torch::autograd::impl::bump_version(counter);
   return counter;
 }
 

@@ -1,5 +1,6 @@
 """How backward behaves: graphs kept, tensors saved, modes, weights that are frozen or shared."""
 
+import functools
 import gc
 import weakref
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from cases import Case
 from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import fused_lstm
 
@@ -188,6 +190,32 @@ def test_the_watch_on_an_output_keeps_no_memory(extension):
     gc.collect()
     assert h_n.grad_fn is not None
     assert weak() is None
+
+
+@pytest.mark.parametrize("name", ["float32", *IN_PLACE])
+def test_a_policy_of_checkpointing_may_keep_the_layer(extension, name):
+    """It keeps the op's outputs, and refuses those that have changed since."""
+    case = Case(**IN_PLACE.get(name, {}))
+    module, sequences = case.modules()[1], case.sequences()
+
+    def outputs(x):
+        y, (h_n, _) = module(x)
+        return (y.data if case.kind == "packed" else y).sin().sum() + h_n.sum()
+
+    keep = functools.partial(
+        create_selective_checkpoint_contexts, [torch.ops.fused_lstm.lstm_layer.default]
+    )
+    found = []
+    for kept in (False, True):
+        module.zero_grad()
+        x = case.pack(sequences)
+        if kept:
+            outputs_of_x = checkpoint(outputs, x, use_reentrant=False, context_fn=keep)
+        else:
+            outputs_of_x = outputs(x)
+        outputs_of_x.backward()
+        found.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_an_in_place_update_of_the_weights_is_seen_by_the_next_call(setup):

@@ -210,6 +210,12 @@ void compute_gradients(const LayerCall& call, const Arguments& arguments, const 
 
 namespace {
 
+// Where backward may have to see that the output has changed: see csrc/autograd.cpp.
+Forward counted_from_one(Forward out, bool save) {
+  if (save) std::get<0>(out).unsafeGetTensorImpl()->bump_version();
+  return out;
+}
+
 Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                    const OptionalTensor& c0, at::TensorList weights, c10::List<bool> reverse,
                    bool save) {
@@ -220,16 +226,18 @@ Forward lstm_layer(const at::Tensor& x, const OptionalTensor& batch_sizes, const
     const ExactProducts exact;
     Forward out = lstm_layer(x.to(wide), batch_sizes, converted(h0, wide), converted(c0, wide),
                              converted(weights, wide), reverse, save);
-    return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
-            std::get<3>(out).to(type), std::get<4>(out)};
+    return counted_from_one(
+        {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
+         std::get<3>(out).to(type), std::get<4>(out)},
+        save);
   }
-  const Forward out = allocate(call, x);
+  Forward out = allocate(call, x);
   if (call.problem.rows == 0) {
     compute_nothing(h0, c0, out);
-    return out;
+  } else {
+    compute(call, {x, h0, c0, weights, reverse}, out);
   }
-  compute(call, {x, h0, c0, weights, reverse}, out);
-  return out;
+  return counted_from_one(std::move(out), save);
 }
 
 // With kGatesToo the gradients of the pre-activations [D, N, 4H] come behind the others.
