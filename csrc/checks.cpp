@@ -1,19 +1,21 @@
 #include "checks.h"
 
+#include <ATen/EmptyTensor.h>
 #include <c10/util/Exception.h>
 
 namespace fused_lstm {
 
-namespace {
-
-// A storage can be freed under its tensors, as FSDP does with weights that it has shared out.
-void check_memory(const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.numel() == 0 || tensor.storage().nbytes() > 0, "fused_lstm: expected ", name,
-              " with its memory, got a tensor of shape ", tensor.sizes(),
-              " whose storage has been freed");
+size_t bytes_needed(const at::Tensor& tensor) {
+  return at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.element_size(),
+                                          tensor.storage_offset());
 }
 
-}  // namespace
+void check_memory(const at::Tensor& tensor, const char* name) {
+  if (tensor.numel() == 0) return;
+  const size_t held = tensor.storage().nbytes(), needed = bytes_needed(tensor);
+  TORCH_CHECK(held >= needed, "fused_lstm: expected ", name, " with its memory, ", needed,
+              " bytes, got a tensor of shape ", tensor.sizes(), " whose storage holds ", held);
+}
 
 void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
                   at::ScalarType type, at::Device device) {

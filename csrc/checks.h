@@ -31,6 +31,13 @@ LayerCall read_call(const at::Tensor& x, const OptionalTensor& batch_sizes,
 // Of y: [T, B, D * P], or packed [N, D * P].
 std::vector<int64_t> output_shape(const LstmProblem& problem, const at::Tensor& x);
 
+// Of the storage, up to the tensor's last element.
+size_t bytes_needed(const at::Tensor& tensor);
+
+// Refuses a tensor without its memory: a storage can be resized under its tensors, as FSDP does
+// with weights that it has shared out.
+void check_memory(const at::Tensor& tensor, const char* name);
+
 // Refuse a tensor that is not as a kernel takes it.
 void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
                   at::ScalarType type, at::Device device);

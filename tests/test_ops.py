@@ -228,14 +228,17 @@ SAVED = ["grad_y", "grad_h_n", "grad_c_n", "y", "gates", "c"]
 
 @pytest.mark.core
 @pytest.mark.parametrize("name", FORWARD + SAVED)
-def test_tensors_without_their_memory_are_refused(extension, name):
+@pytest.mark.parametrize("lost", ["all", "one element"])
+def test_tensors_without_their_memory_are_refused(extension, name, lost):
     """Freed under a tensor, as by FSDP: to read it would end the process."""
     x, batch_sizes, h0, c0, weights, reverse = arguments()
     forward = (x, batch_sizes, h0, c0, weights, reverse)
     y, h_n, c_n, gates, c = torch.ops.fused_lstm.lstm_layer(*forward, True)
     grads = [torch.ones_like(t) for t in (y, h_n, c_n)]
     tensors = (x, h0, c0, *weights, *grads, y, gates, c)
-    dict(zip(FORWARD + SAVED, tensors, strict=True))[name].untyped_storage().resize_(0)
+    tensor = dict(zip(FORWARD + SAVED, tensors, strict=True))[name]
+    storage = tensor.untyped_storage()
+    storage.resize_(0 if lost == "all" else storage.nbytes() - tensor.element_size())
     op, args = torch.ops.fused_lstm.lstm_layer, (*forward, False)
     if name in SAVED:
         op = torch.ops.fused_lstm.lstm_layer_backward

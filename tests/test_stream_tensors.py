@@ -42,6 +42,11 @@ def freed(x):
     return x
 
 
+def cut(x):
+    x.untyped_storage().resize_(x.nbytes - 1)
+    return x
+
+
 NO_NUMBERS = {
     "functional": functional,
     "fake": of_fake,
@@ -50,6 +55,7 @@ NO_NUMBERS = {
     "sparse": torch.Tensor.to_sparse,
     "mkldnn": torch.Tensor.to_mkldnn,
     "freed": freed,
+    "cut": cut,
 }
 
 
@@ -70,10 +76,11 @@ def test_functionalize_is_refused(layer):
         torch.func.functionalize(layer.stream(B))(torch.randn(5, B, I))
 
 
-@pytest.mark.parametrize("kind", ["fake", "subclass", "freed"])
+@pytest.mark.parametrize("kind", ["fake", "subclass", "freed", "cut"])
 def test_kernels_refuse_weights_that_are_no_numbers(extension, layer, kind):
     weights = [NO_NUMBERS[kind](w.detach().clone()) for w in layer.all_weights[0]]
-    words = "w_ih with its memory" if kind == "freed" else "weights that are plain dense tensors"
+    without = kind in ("freed", "cut")
+    words = "w_ih with its memory" if without else "weights that are plain dense tensors"
     with pytest.raises(RuntimeError, match=f"expected {words}"):
         extension.Stream([weights], B)
 

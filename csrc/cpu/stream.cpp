@@ -52,17 +52,6 @@ bool is_plain(const at::Tensor& t) {
   return (t.key_set().raw_repr() & ~known) == 0;
 }
 
-// Bytes of the storage up to the last element.
-size_t bytes_needed(const at::Tensor& t) {
-  if (t.numel() == 0) return 0;
-  int64_t last = t.storage_offset();
-  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-  return size_t(last + 1) * t.element_size();
-}
-
-// A storage can be resized to nothing under its tensors, as FSDP does.
-bool has_memory(const at::Tensor& t) { return t.storage().nbytes() >= bytes_needed(t); }
-
 // The numbers as they are to be read: a view may say that those in memory are negated.
 at::Tensor as_read(const at::Tensor& t) { return t.is_neg() ? t.resolve_neg() : t; }
 
@@ -186,8 +175,7 @@ class Stream {
     TORCH_CHECK(given.is_cpu(), "fused_lstm: expected x on cpu, got ", given.device());
     TORCH_CHECK(is_plain(given), "fused_lstm: expected x as a plain dense tensor, got one of ",
                 given.key_set(), ": call the layer itself, and carry the state");
-    TORCH_CHECK(has_memory(given), "fused_lstm: expected x with its memory, got a storage of ",
-                given.storage().nbytes(), " bytes");
+    check_memory(given, "x");
     const NothingBetween guard;
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     if (is_outdated()) pack();
@@ -255,10 +243,9 @@ class Stream {
     }
     for (StreamLayer& layer : layers_) {
       for (const at::Tensor& w : layer.given) {
-        TORCH_CHECK(is_plain(w) && has_memory(w),
-                    "fused_lstm: expected weights that are plain dense tensors with their memory, "
-                    "got one of ",
-                    w.key_set(), " with ", w.has_storage() ? w.storage().nbytes() : 0, " bytes");
+        TORCH_CHECK(is_plain(w),
+                    "fused_lstm: expected weights that are plain dense tensors, got one of ",
+                    w.key_set());
       }
       std::vector<Mark> marks(layer.given.begin(), layer.given.end());
       with_type(type_, [&](auto tag) { pack_layer<decltype(tag)>(layer); });
