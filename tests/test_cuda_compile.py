@@ -127,8 +127,8 @@ def test_all_plans_are_there(compiled):
         assert "ClusterExchange" in names
 
 
-def instructions(program: str, object_file: Path) -> dict[str, Counter[str]]:
-    """How often each machine instruction stands in each kernel."""
+def instructions(program: str, object_file: Path) -> dict[str, list[str]]:
+    """The machine instructions of each kernel, in their order."""
     environment = {**os.environ, "PATH": f"{Path(program).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [program, "-sass", str(object_file)], capture_output=True, text=True, env=environment
@@ -136,7 +136,7 @@ def instructions(program: str, object_file: Path) -> dict[str, Counter[str]]:
     assert done.returncode == 0, done.stderr
     pattern = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
     _, *functions = re.split(r"\n\s*Function : ", done.stdout)
-    return {text.split("\n", 1)[0]: Counter(pattern.findall(text)) for text in functions}
+    return {text.split("\n", 1)[0]: pattern.findall(text) for text in functions}
 
 
 def find_cuobjdump() -> str | None:
@@ -158,7 +158,8 @@ def test_machine_code_of_a_step(compiled):
         pytest.skip("needs cuobjdump, and looks at sm_90a alone")
     found = instructions(program, compiled.folder / "launch_bf16.o")
     assert len(found) == len([k for k in compiled.kernels if "Bf16" in k.name])
-    for name, kernel in found.items():
+    for name, in_order in found.items():
+        kernel = Counter(in_order)
         assert count(kernel, "LDL") + count(kernel, "STL") == 0, f"{name} uses local memory"
         if "sliced" not in name:
             continue
@@ -182,7 +183,8 @@ def test_plan_a_moves_pairs(compiled):
     program = find_cuobjdump()
     if program is None or compiled.architecture != "90a":
         pytest.skip("needs cuobjdump, and looks at sm_90a alone")
-    for name, kernel in instructions(program, compiled.folder / "launch_bf16.o").items():
+    for name, in_order in instructions(program, compiled.folder / "launch_bf16.o").items():
+        kernel = Counter(in_order)
         if "block_forward" in name:
             assert kernel["LDG.E"] >= 8, name  # four gates of two rows
             assert kernel["STG.E"] >= (10 if "Lb1E" in name else 2), (
@@ -190,6 +192,24 @@ def test_plan_a_moves_pairs(compiled):
             )  # y, and where saved gates
         if "block_backward" in name:
             assert kernel["LDG.E.64"] >= 4, name  # c and c before of two rows, in float
+
+
+def test_loads_of_weights_are_under_way_together(compiled):
+    """Backward transposes 16-bit weights in registers, and waits there for what it has loaded."""
+    program = find_cuobjdump()
+    if program is None or compiled.architecture != "90a":
+        pytest.skip("needs cuobjdump, and looks at sm_90a alone")
+    found = instructions(program, compiled.folder / "launch_bf16.o")
+    transposing = {
+        name: [each.split(".")[0] for each in in_order]
+        for name, in_order in found.items()
+        if "MOVM.16.MT88" in in_order
+    }
+    # Two clusters, three grids, three blocks.
+    assert len(transposing) == 8
+    for name, in_order in transposing.items():
+        # A tile has 8 words, one or two loads each as their addresses allow.
+        assert in_order[: in_order.index("MOVM")].count("LDG") >= 24, name
 
 
 def test_sources_include_no_torch_header():

@@ -40,6 +40,13 @@ struct WarpWeights {
 #pragma unroll
       for (int u = 0; u < kUnitTiles; ++u) reg[j][u] = j < count ? fetch(j, u) : BlockShare{};
     }
+    if constexpr (kTransposed && kRegTiles > 0) {
+#pragma unroll
+      for (int j = 0; j < kRegTiles; ++j) {
+#pragma unroll
+        for (int u = 0; u < kUnitTiles; ++u) Warp::arrange(reg[j][u]);
+      }
+    }
     // Some 32 loads of each lane are under way before the first is used.
     constexpr int kFetch = kUnitTiles >= 4 ? 1 : 4 / kUnitTiles;
     for (int j = kRegTiles; j < count; j += kFetch) {
@@ -55,7 +62,10 @@ struct WarpWeights {
       for (int i = 0; i < kFetch; ++i) {
 #pragma unroll
         for (int u = 0; u < kUnitTiles; ++u) {
-          if (j + i < count) Warp::store(block(j + i, u), share[i][u]);
+          if (j + i < count) {
+            if constexpr (kTransposed) Warp::arrange(share[i][u]);
+            Warp::store(block(j + i, u), share[i][u]);
+          }
         }
       }
     }

@@ -103,13 +103,23 @@ struct Tile {
         if constexpr (sizeof(typename Math::Element) == 4) {
           word = hw::bits_of(w.at(gate, unit0 + group, k0 + i * 4 + member));
         } else if constexpr (kTransposed) {
-          word = hw::transpose_16(w.pair(gate, k0 + i * 8 + group, unit0 + member * 2));
+          word = w.pair(gate, k0 + i * 8 + group, unit0 + member * 2);
         } else {
           word = w.pair(gate, unit0 + group, k0 + i * 8 + member * 2);
         }
       }
     }
     return share;
+  }
+  // A transposed share as it is multiplied. The lanes exchange what they have loaded, and wait for
+  // it: to be called when all loads that are to be under way at once are.
+  static __device__ __forceinline__ void arrange(BlockShare& share) {
+    if constexpr (sizeof(typename Math::Element) == 2) {
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate) {
+        for (uint32_t& word : share.gate[gate].word) word = hw::transpose_16(word);
+      }
+    }
   }
   static __device__ __forceinline__ void store(char* block, const BlockShare& share) {
 #pragma unroll
@@ -171,6 +181,7 @@ struct Tile<Math, false> {
     }
     return share;
   }
+  static __device__ __forceinline__ void arrange(BlockShare&) {}
   static __device__ __forceinline__ void store(char* block, const BlockShare& share) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) store_16(block + (hw::lane() + 32 * i) * 16, share.word[i]);
