@@ -112,7 +112,10 @@ inline Residency residency(const void* kernel, const Loop& loop, const LoopConfi
   const RelaxedCapture relaxed;
   auto found = known.find(key);
   if (found == known.end()) {
-    found = known.emplace(key, Residency{count_resident(kernel, loop, launch, device)}).first;
+    const int64_t count = count_resident(kernel, loop, launch, device);
+    // Perhaps for want of memory, which a later call may have: asked again.
+    if (count == 0) return {};
+    found = known.emplace(key, Residency{count}).first;
   }
   Residency& answer = found->second;
   if (capturing && !answer.capture_asked) {
