@@ -35,7 +35,8 @@ class Call:
         device="cpu",
     ):
         def random(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(*shape, dtype=torch.float64) * scale).to(device, dtype)
+            # On the device: a processor takes a minute for the largest that are timed.
+            return (torch.randn(*shape, dtype=torch.float64, device=device) * scale).to(dtype)
 
         directions, size = len(reverse), proj or hidden
         self.reverse, self.hidden, self.proj = list(reverse), hidden, proj
@@ -57,21 +58,32 @@ class Call:
             random(directions, batch, hidden),
         ]
 
+    @property
+    def arguments(self) -> tuple:
+        """Of the forward op, but for whether to save."""
+        return self.x, self.batch_sizes, self.h0, self.c0, self.weights, self.reverse
+
+    def issue(self, ops) -> list[Tensor]:
+        """y, h_n, c_n and all gradients, with nothing that waits for the device."""
+        y, h_n, c_n, gates, c = ops.lstm_layer(*self.arguments, True)
+        needs = [True] * (3 + len(self.weights))
+        backward = ops.lstm_layer_backward
+        return [y, h_n, c_n, *backward(*self.grads, *self.arguments, y, gates, c, needs)]
+
     def leaves(self) -> list[Tensor]:
         states = [] if self.h0 is None else [self.h0, self.c0]
         return [self.x, *states, *self.weights]
 
     def fused(self, ops, needs=None, grads=None) -> list[Tensor]:
         """y, h_n, c_n and the gradients of what is needed."""
-        arguments = (self.x, self.batch_sizes, self.h0, self.c0, self.weights, self.reverse)
-        *outputs, gates, c = ops.lstm_layer(*arguments, True)
-        for saving, unsaved in zip(outputs, ops.lstm_layer(*arguments, False), strict=False):
+        *outputs, gates, c = ops.lstm_layer(*self.arguments, True)
+        for saving, unsaved in zip(outputs, ops.lstm_layer(*self.arguments, False), strict=False):
             assert torch.equal(saving, unsaved)
         given = self.h0 is not None
         needs = needs or [True, given, given] + [True] * len(self.weights)
         grads = self.grads if grads is None else grads
         saved = gates.clone(), c.clone()
-        result = ops.lstm_layer_backward(*grads, *arguments, outputs[0], gates, c, needs)
+        result = ops.lstm_layer_backward(*grads, *self.arguments, outputs[0], gates, c, needs)
         assert torch.equal(saved[0], gates)
         assert torch.equal(saved[1], c)
         for gradient, need in zip(result, needs, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,38 @@ def test_a_wrapped_case_is_reported(worker):
     shown = worker.run(cases.Case("run", {"hidden": 9}, wrapper=("echo", "seen by the profiler")))
     assert shown["outcome"] == "ok"
     assert "seen by the profiler" in shown["result"]["message"]
+
+
+def test_a_wrapped_case_that_hangs_ends_with_all_that_it_started(worker, tmp_path):
+    """A process that a checker leaves behind would run on the device beside later cases."""
+    shell = f"(sleep 1; touch {tmp_path}/alive) & wait; true"
+    case = cases.Case("run", {"hidden": 9}, wrapper=("sh", "-c", shell), limit=0.3)
+    answer = worker.run(case)
+    assert answer["outcome"] == "hung"
+    assert answer["seconds"] < 10
+    time.sleep(1.5)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_no_case_begins_after_the_minutes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["--emulator", "none", "--json", "new/gpu.json", "--minutes", "-1", "--filter", "graph"]
+    assert command.main(given) == 0
+    assert json.loads((tmp_path / "new" / "gpu.json").read_text())["cases"] == []
+    assert f"{len(cases.ALGORITHMS)} left for another run" in capsys.readouterr().out
+    assert command.parse_arguments(["--json", "here.json"]).json == tmp_path / "here.json"
+
+
+@pytest.mark.parametrize("broken", ["plain", "exchange"])
+def test_a_build_that_fails_is_told(monkeypatch, capsys, broken):
+    """Without exchange.cu all other cases run; a compiler that is not there is a failure, too."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    found = {name: (["true"], {}) for name in ("plain", "trace", "exchange")}
+    monkeypatch.setattr(builds, "commands", lambda arch: {**found, broken: (["no-compiler"], {})})
+    assert command.build({}) == (broken == "exchange")
+    said = capsys.readouterr().out
+    assert "build trace: done" in said
+    assert f"build {broken}: [Errno 2] No such file or directory: 'no-compiler'" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

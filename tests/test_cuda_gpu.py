@@ -15,7 +15,7 @@ import torch
 from cuda_calls import ALGORITHMS, PACKED, REVERSE, Call
 
 import fused_lstm
-from bench.gpu.cases import LARGEST
+from bench.gpu.cases import LARGEST, checker, checkers
 from fused_lstm import _ops
 
 pytestmark = [
@@ -143,15 +143,12 @@ def test_twice_the_same_bits(ops, algorithm, sizes, reverse):
 
 def test_nothing_waits_for_the_device(ops, algorithm):
     call = Call(sizes=PACKED, dtype=torch.bfloat16, device="cuda")
-    arguments = (call.x, call.batch_sizes, call.h0, call.c0, call.weights, call.reverse)
     call.fused(ops)
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # about a second
     busy = torch.cuda.Event()
     busy.record()
-    y, _, _, gates, c = ops.lstm_layer(*arguments, True)
-    needs = [True] * (3 + len(call.weights))
-    ops.lstm_layer_backward(*call.grads, *arguments, y, gates, c, needs)
+    call.issue(ops)
     assert not busy.query(), "the ops returned only after the device was done"
 
 
@@ -177,18 +174,18 @@ def test_two_streams_at_once(ops, algorithm):
         Call(steps=200, batch=64, inputs=32, hidden=hidden, dtype=torch.bfloat16, device="cuda")
         for _ in range(2)
     ]
-    expected = [call.fused(ops) for call in calls]
+    expected = [call.issue(ops) for call in calls]
     streams = [torch.cuda.Stream() for _ in calls]
     torch.cuda.synchronize()
+    results = []  # of 10 calls that are under way at once, 5 behind one another on each stream
     for _ in range(5):
-        results = []
         for call, stream in zip(calls, streams, strict=True):
             with torch.cuda.stream(stream):
-                results.append(call.fused(ops))
-        torch.cuda.synchronize()
-        for wanted, got in zip(expected, results, strict=True):
-            for one, other in zip(wanted, got, strict=True):
-                assert torch.equal(one, other)
+                results.append(call.issue(ops))
+    torch.cuda.synchronize()
+    for i, got in enumerate(results):
+        for one, other in zip(expected[i % 2], got, strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("sizes", [None, PACKED], ids=["dense", "packed"])
@@ -196,24 +193,17 @@ def test_cuda_graph(ops, algorithm, sizes):
     """Forward and backward in one graph, replayed on new input."""
     options = dict(steps=20, hidden=64, sizes=sizes, dtype=torch.bfloat16, device="cuda")
     call, other = Call(**options), Call(**options)
-    arguments = (call.x, call.batch_sizes, call.h0, call.c0, call.weights, call.reverse)
-    needs = [True] * (3 + len(call.weights))
-
-    def both():
-        y, h_n, c_n, gates, c = ops.lstm_layer(*arguments, True)
-        return [y, h_n, c_n, *ops.lstm_layer_backward(*call.grads, *arguments, y, gates, c, needs)]
-
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        both()
+        call.issue(ops)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = both()
+        captured = call.issue(ops)
     call.x.copy_(other.x)
     graph.replay()
-    for one, wanted in zip(captured, both(), strict=True):
+    for one, wanted in zip(captured, call.issue(ops), strict=True):
         assert torch.equal(one, wanted)
 
 
@@ -253,10 +243,11 @@ torch.cuda.synchronize()
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer(algorithm, tool):
+    if tool not in checkers(algorithm):
+        pytest.skip(f"{tool} reports what {algorithm} does on purpose")
     tests = Path(__file__).parent
     done = subprocess.run(
-        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "7", sys.executable, "-c",
-         "import fused_lstm\n" + SANITIZED],
+        [*checker(tool), sys.executable, "-c", "import fused_lstm\n" + SANITIZED],
         capture_output=True,
         text=True,
         timeout=600,

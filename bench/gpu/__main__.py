@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,10 +31,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--filter", default="", help="only cases with this in their line")
     parser.add_argument("--quick", action="store_true", help="a few small cases of each kind")
-    parser.add_argument("--minutes", type=float, default=20, help="begin no case after so many")
+    parser.add_argument("--minutes", type=float, default=8, help="begin no case after so many")
     parser.add_argument("--no-build", action="store_true", help="the builds are there already")
     parser.add_argument("--emulator", default="", help="the emulated ops' library, for tests")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.json = options.json.resolve()  # also for processes that run elsewhere
+    return options
 
 
 class Workers:
@@ -83,14 +86,17 @@ class Workers:
         # Memory that PyTorch keeps for later would hide a read past a tensor's end.
         environment = {**self.environment(case.build), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         start = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         try:
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True,
-                timeout=case.limit,
-            )  # fmt: skip
-            outcome = "ok" if done.returncode == 0 else "wrong"
-            said = (done.stdout + done.stderr)[-12000:]
+            said = process.communicate(timeout=case.limit)[0][-12000:]
+            outcome = "ok" if process.returncode == 0 else "wrong"
         except subprocess.TimeoutExpired:
+            # Also what it has started: left alone, that would share the device with later cases.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
             outcome, said = "hung", f"no end after {case.limit} s"
         seconds = round(time.perf_counter() - start, 2)
         return {"outcome": outcome, "result": {"message": said}, "seconds": seconds}
@@ -140,34 +146,56 @@ def run_bench(options: argparse.Namespace, report: dict) -> None:
     report["bench"] = json.loads(target.read_text()) if done.returncode == 0 else None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    if not options.emulator and not torch.cuda.is_available():
-        print("python -m bench.gpu: there is no GPU here that torch can use", file=sys.stderr)
-        return 1
+def build(report: dict) -> bool:
+    """Whether what the cases need could be built."""
     start = time.monotonic()
-    device = Emulated if options.emulator else Gpu
-    report: dict = {"device": device.facts(), "cases": []}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    if not options.emulator and not options.no_build:
-        report["builds"] = builds.build_all(torch.cuda.get_device_capability())
-        for name, said in report["builds"].items():
-            print(f"build {name}: {said or 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
-    workers = Workers(options.emulator)
+    report["builds"] = builds.build_all(torch.cuda.get_device_capability())
+    for name, said in report["builds"].items():
+        print(f"build {name}: {said or 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
+    return not any(report["builds"][name] for name in builds.BUILDS)
+
+
+def run_cases(options: argparse.Namespace, report: dict, end: float) -> int:
+    """Runs what fits before `end`, and returns how many cases are left."""
+    workers, left = Workers(options.emulator), 0
     for case in all_cases(options.quick, options.phases):
-        if options.filter not in str(case) or time.monotonic() - start > 60 * options.minutes:
+        if options.filter not in str(case):
+            continue
+        if time.monotonic() > end:
+            left += 1
             continue
         answer = workers.run(case)
         report["cases"].append({**case.to_json(), **answer})
         print(line(case, answer), flush=True)
         options.json.write_text(json.dumps(report, indent=1))
     workers.close()
+    return left
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    if not options.emulator and not torch.cuda.is_available():
+        print("python -m bench.gpu: there is no GPU here that torch can use", file=sys.stderr)
+        return 1
+    end = time.monotonic() + 60 * options.minutes
+    device = Emulated if options.emulator else Gpu
+    report: dict = {"device": device.facts(), "cases": []}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    if not options.emulator and not options.no_build and not build(report):
+        options.json.write_text(json.dumps(report, indent=1))
+        return 1
+    left = run_cases(options, report, end)
     if not options.emulator and "bench" in options.phases:
-        run_bench(options, report)
+        if time.monotonic() > end:
+            left += 1
+        else:
+            run_bench(options, report)
     options.json.write_text(json.dumps(report, indent=1))
     outcomes = [case["outcome"] for case in report["cases"]]
-    counts = ", ".join(f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes))
-    print(f"{counts}; written to {options.json}. Next: python -m bench.gpu.fit {options.json}")
+    counts = [f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes)]
+    counts += [f"{left} left for another run (--no-build, --phases, --minutes)"] if left else []
+    said = ", ".join(counts)
+    print(f"{said}; written to {options.json}. Next: python -m bench.gpu.fit {options.json}")
     return 0 if set(outcomes) <= {"ok", "absent"} else 1
 
 

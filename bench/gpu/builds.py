@@ -48,9 +48,12 @@ def build_all(capability: tuple[int, int]) -> dict[str, str]:
 
     def build(item: tuple[list[str], dict[str, str]]) -> str:
         command, environment = item
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-        )
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+            )
+        except OSError as error:
+            return str(error)
         return "" if done.returncode == 0 else (done.stdout + done.stderr)[-3000:]
 
     wanted = commands(architecture(capability))

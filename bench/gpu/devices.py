@@ -24,6 +24,7 @@ class Gpu:
 
         self.extension = _ops.extension
         self.ops = torch.ops.fused_lstm
+        self.traces = self.extension.build_info()["cuda_trace"]
 
     def last_run(self) -> dict[str, dict]:
         """What the last call ran: facts of "forward" and of "backward"."""
@@ -80,6 +81,7 @@ class Emulated:
     """The kernels' sources on the host. Its times mean nothing: they only fill the same places."""
 
     kind = "cpu"
+    traces = True
 
     def __init__(self, library: Path) -> None:
         torch.ops.load_library(str(library))

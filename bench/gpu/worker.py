@@ -30,10 +30,15 @@ STAMPS = ("begun", "multiplied", "fenced", "summed", "stored", "written")
 SPINS = 1 << 21  # polls of at least 300 cycles: half a second
 
 
+def ask_for(algorithm: str) -> None:
+    """Nothing else runs: what cannot is an error."""
+    os.environ["FUSED_LSTM_CUDA_ALGORITHM"] = algorithm
+    os.environ["FUSED_LSTM_STRICT"] = "1"
+
+
 def make_call(device: Device, options: dict) -> Call:
     """One layer as the options say, and the settings that they ask for."""
-    os.environ["FUSED_LSTM_CUDA_ALGORITHM"] = options.get("algorithm", "")
-    os.environ["FUSED_LSTM_STRICT"] = "1"
+    ask_for(options.get("algorithm", ""))
     dtype = options.get("dtype", "bfloat16")
     torch.backends.cudnn.rnn.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
     torch.manual_seed(0)
@@ -54,10 +59,14 @@ def names_of(call: Call) -> list[str]:
 
 
 def with_trace(device: Device, options: dict, stamps: bool = False) -> torch.Tensor:
-    """Memory that the kernels of a trace build write: stamps, or where a poll hangs."""
+    """Memory that the kernels of a trace build write: stamps, or where a poll hangs.
+
+    Those of the plain build leave it as it is.
+    """
     trace = device.trace_memory(TRACE_HEAD + len(STAMPS) * TRACE_STEPS, on_host=not stamps)
     trace[6] = options.get("spins", SPINS)
-    device.set_trace(trace.data_ptr())
+    if device.traces:
+        device.set_trace(trace.data_ptr())
     return trace
 
 
@@ -87,6 +96,9 @@ def correct(device: Device, options: dict) -> dict:
     three = zip(names_of(call), ours, call.theirs(), call.exact(), strict=True)
     for name, mine, theirs, exact in three:
         errors[name] = (mine.double() - exact).abs().max().item()
+        # cuDNN may take float32 for small sizes though TF32 is allowed, whose mantissa has 10 bits.
+        if options["dtype"] == "tf32" and errors[name] < 2**-11 * exact.abs().max().item():
+            continue
         assert_as_accurate(mine, theirs, exact, name)
     for name, once, again in zip(names_of(call), ours, call.fused(device.ops), strict=True):
         assert torch.equal(once, again), f"{name} has other bits the second time"
@@ -109,41 +121,33 @@ def graph(device: Device, options: dict) -> dict:
     expected_run = call.fused(device.ops)
     captured_graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured_graph):
-        captured = forward_and_backward(device, call)
+        captured = call.issue(device.ops)
     captured_graph.replay()
     for once, again in zip(expected_run[:3], captured[:3], strict=True):
         assert torch.equal(once, again), "the graph computes something else"
     call.x.copy_(other)
     captured_graph.replay()
-    for replayed, eager in zip(captured, forward_and_backward(device, call), strict=True):
+    for replayed, eager in zip(captured, call.issue(device.ops), strict=True):
         assert torch.equal(replayed, eager), "on new input the graph computes something else"
     return {"ran": device.last_run()}
-
-
-def forward_and_backward(device: Device, call: Call) -> list[torch.Tensor]:
-    arguments = (call.x, call.batch_sizes, call.h0, call.c0, call.weights, call.reverse)
-    y, h_n, c_n, gates, c = device.ops.lstm_layer(*arguments, True)
-    needs = [True] * (3 + len(call.weights))
-    backward = device.ops.lstm_layer_backward
-    return [y, h_n, c_n, *backward(*call.grads, *arguments, y, gates, c, needs)]
 
 
 def streams(device: Device, options: dict) -> dict:
     """Two streams at once give what one after the other gives."""
     calls = [make_call(device, options) for _ in range(2)]
-    expected = [call.fused(device.ops) for call in calls]
+    expected = [call.issue(device.ops) for call in calls]
     if device.kind != "cuda":
         return {"skipped": "the emulator has no streams"}
     both = [torch.cuda.Stream() for _ in calls]
     torch.cuda.synchronize()
+    results = []
     for _ in range(3):
-        results = []
         for call, stream in zip(calls, both, strict=True):
             with torch.cuda.stream(stream):
-                results.append(call.fused(device.ops))
-        torch.cuda.synchronize()
-        for wanted, got in zip(expected, results, strict=True):
-            assert all(map(torch.equal, wanted, got)), "two streams disturb each other"
+                results.append(call.issue(device.ops))
+    torch.cuda.synchronize()
+    for i, got in enumerate(results):
+        assert all(map(torch.equal, expected[i % 2], got)), "two streams disturb each other"
     return {"ran": device.last_run()}
 
 
@@ -156,9 +160,8 @@ def stamps(device: Device, options: dict) -> dict:
     call = make_call(device, {**options, "dtype": "bfloat16"})
     steps = options["steps"]
     trace = with_trace(device, options, stamps=True)
-    arguments = (call.x, call.batch_sizes, call.h0, call.c0, call.weights, call.reverse)
     for _ in range(3):
-        device.ops.lstm_layer(*arguments, False)
+        device.ops.lstm_layer(*call.arguments, False)
         device.synchronize()
     clocks = trace[TRACE_HEAD:].cpu().reshape(TRACE_STEPS, len(STAMPS))[steps // 2 : steps]
     apart = (clocks[:, 1:] - clocks[:, :-1]).median(0).values.tolist()
@@ -172,14 +175,13 @@ def stamps(device: Device, options: dict) -> dict:
 def sweep(device: Device, options: dict) -> dict:
     """Of every request, microseconds of a step and before the first one, from two lengths."""
     short, long = options["lengths"]
+    calls = [make_call(device, {**options, "steps": steps}) for steps in (short, long)]
     rows = []
     for request in options["requests"]:
         row: dict = {"request": request}
+        ask_for(request)
         try:
-            times = [
-                time_passes(device, {**options, "algorithm": request, "steps": steps})
-                for steps in (short, long)
-            ]
+            times = [time_passes(device, call) for call in calls]
         except RuntimeError as error:
             rows.append({**row, "error": str(error).splitlines()[0][:300]})
             continue
@@ -191,10 +193,9 @@ def sweep(device: Device, options: dict) -> dict:
     return {"rows": rows}
 
 
-def time_passes(device: Device, options: dict) -> tuple[float, float]:
+def time_passes(device: Device, call: Call) -> tuple[float, float]:
     """Microseconds of forward and of backward, of the states' gradients alone."""
-    call = make_call(device, options)
-    arguments = (call.x, call.batch_sizes, call.h0, call.c0, call.weights, call.reverse)
+    arguments = call.arguments
     y, _, _, gates, c = device.ops.lstm_layer(*arguments, True)
     needs = [False, True, True] + [False] * len(call.weights)
 
