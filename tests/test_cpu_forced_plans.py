@@ -221,3 +221,17 @@ def test_the_variable_asks_for_a_plan(extension, monkeypatch):
     wrong = said(FUSED_LSTM_ISA="avx9").stderr
     assert "FUSED_LSTM_ISA: expected one of baseline" in wrong
     assert "got 'avx9'" in wrong
+
+
+@pytest.mark.parametrize("algorithm", ["panels", "dot"])
+def test_infinite_weights_are_multiplied_alike_by_every_team(force, algorithm):
+    """By the zeros of a row that begins while another goes on: NaN, whoever has which of them."""
+    x, sizes = torch.randn(3, 8), torch.tensor([2, 1])
+    weights = [torch.randn(4 * 64, n) * 0.1 for n in (8, 64)]
+    weights[1][5, 3] = float("inf")
+    found = []
+    for rows in (1, 2):
+        force(f"algorithm={algorithm} rows={rows} units=1")
+        found += torch.ops.fused_lstm.lstm_layer(x, sizes, None, None, weights, [True], False)[:1]
+    assert found[0].isnan().any()
+    torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)

@@ -235,7 +235,9 @@ class ForwardMember {
     g->c_prev = c_first;
     if (continued == 0) {
       g->h_prev = h_first;
-      if (h0 == nullptr) g->h_size = 0;
+      // At the first step, whoever shares the rows: elsewhere other teams would multiply these
+      // zeros together with rows that go on, and zero times infinity is not zero.
+      if (h0 == nullptr && s == 0) g->h_size = 0;
       return;
     }
     const int64_t before = order.offset(s - 1);
