@@ -184,3 +184,19 @@ def test_overlapping_and_strided_rows():
         found = run(ours, case, list(x.unbind(1)), hx)[1]
         expected = ours(x, hx)[1][0]
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_input_without_features(force, rounded, precision):  # noqa: F811
+    """Its projection by itself is a sum of nothing: what lay there before is not it."""
+    force("fold=0 chunk=3")
+    dtype = BF16 if precision == "ieee" else torch.float32
+    x, hidden = torch.zeros(7, 33, 0, dtype=dtype), 40
+    weights = [torch.randn(4 * hidden, n, dtype=dtype) * 0.2 for n in (0, hidden)]
+    biases = [torch.randn(4 * hidden, dtype=dtype) for _ in range(2)]
+    layer = torch.ops.fused_lstm.lstm_layer
+    y = layer(x, None, None, None, [*weights, *biases], [False], False)[0]
+    one = torch.zeros(7, 33, 2, dtype=dtype)
+    wider = [torch.ones(4 * hidden, 2, dtype=dtype), weights[1]]
+    expected = layer(one, None, None, None, [*wider, *biases], [False], False)[0]
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)

@@ -163,6 +163,7 @@ void matrix_gemm(const PanelGemm<typename B::Element, Out>& g) {
   for (int64_t first = 0; first < g.rows; first += kBlockRows) {
     const int64_t rows = g.rows - first < kBlockRows ? g.rows - first : kBlockRows;
     B::multiply(g.a, first, rows, g.k, g.panel, sums);
+    if (g.k == 0) __builtin_memset(sums, 0, sizeof(sums));  // the empty sum, of no part of K
     for (int64_t r = 0; r < rows; ++r) {
       Out* c = g.c.at(first + r) + g.col;
       for (int v = 0; v * lanes < g.cols; ++v) {
