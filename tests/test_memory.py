@@ -1,6 +1,8 @@
 """A training step needs no more memory than nn.LSTM's."""
 
+import ctypes
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -100,6 +102,31 @@ def test_huge_pages_behind_large_tensors(extension):
     *_, gates, _ = _ops.lstm_layer(x, None, None, None, weights, [False], True)
     assert gates.nbytes >= 8 * 2**20
     assert "hg" in flags_of_mapping(gates.data_ptr() + gates.nbytes // 2)
+
+
+def resident(tensor):
+    """Bytes of the tensor that are in memory: what nobody has written takes none."""
+    page = mmap.PAGESIZE
+    begin = -(-tensor.data_ptr() // page) * page
+    pages = (tensor.data_ptr() + tensor.nbytes - begin) // page
+    found = (ctypes.c_ubyte * pages)()
+    mincore = ctypes.CDLL(None, use_errno=True).mincore
+    assert mincore(ctypes.c_void_p(begin), ctypes.c_size_t(pages * page), found) == 0
+    return page * sum(each & 1 for each in found)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+@pytest.mark.parametrize("ragged", [False, True])
+def test_cells_that_are_computed_again_take_no_memory(extension, ragged):
+    """Nor those beyond a sequence's end, in a place of their own as compiled calls have them."""
+    T, B, H = 2000, 32, 256
+    weights = [torch.randn(4 * H, 8) * 0.1, torch.randn(4 * H, H) * 0.05]
+    lengths = torch.full((B,), T // 4) if ragged else None
+    call = torch.randn(T, B, 8), None, None, None, weights, [False], lengths, None, None, None
+    *_, gates, c = torch.ops.fused_lstm.lstm_sequence(*call, True, T, False)
+    assert gates.numel() == 0
+    assert c.nbytes > 60 * 2**20
+    assert resident(c) < 0.1 * c.nbytes
 
 
 @pytest.mark.slow
