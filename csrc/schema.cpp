@@ -189,7 +189,8 @@ std::tuple<Tensor, Tensor> cell(const Tensor& x, const OptionalTensor& h0, const
   const int64_t forward[] = {0};
   auto [y, h, c] =
       op.call(x.unsqueeze(0), std::nullopt, one_step(h0), one_step(c0), weights, forward);
-  return {h.squeeze(0), c.squeeze(0)};
+  // In place: views would be refused where the caller changes or detaches them in place.
+  return {h.squeeze_(0), c.squeeze_(0)};
 }
 
 }  // namespace

@@ -154,3 +154,18 @@ def test_module_contract(backend):
     for module in (ours, theirs):
         nn.utils.weight_norm(module, "weight_hh")
     torch.testing.assert_close(ours(x.double()), theirs(x.double()))
+
+
+def test_results_may_be_changed_and_detached_in_place(backend):
+    """They are no views, as nn.LSTMCell's are none: truncated backpropagation detaches them."""
+    _, ours = pair()
+    x = torch.randn(3, 4)
+    h, c = ours(x)
+    assert not any(t._is_view() for t in (h, c))
+    h.detach_()
+    c.mul_(2).sum().backward()
+    assert ours.weight_ih.grad.any()
+    with torch.no_grad():
+        h, c = ours(x, (h, c))
+    h.mul_(torch.nn.Parameter(torch.ones(6)))
+    assert h.requires_grad
