@@ -5,18 +5,25 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from torch import nn
-from torch.fx import Proxy
+from torch.fx import Proxy, _symbolic_trace
+from torch.utils._pytree import tree_leaves
+
+# Older releases have one function only, which is also true while torch.compile traces.
+_is_tracing = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
 
 
-def leaf_call(module: nn.Module, input: Proxy, hx: Any, **options: Any) -> Proxy:
-    """A call of the whole module in the graph, as ``torch.fx`` records PyTorch's layers.
+def call_or_leaf(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``_call_impl`` of a layer that ``torch.fx`` takes whole, as it takes PyTorch's own.
 
-    Of the options those that ask for something.
+    Here and not in ``forward``, around which hooks run: recorded in the graph, they would run
+    again when the graph calls the layer.
     """
-    tracer = input.tracer
-    args = (input,) if hx is None else (input, hx)
-    given = {k: v for k, v in options.items() if v is not None and v is not False}
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
+    if _is_tracing():
+        for given in tree_leaves((args, kwargs)):
+            if isinstance(given, Proxy):
+                path = given.tracer.path_of_module(self)
+                return given.tracer.create_proxy("call_module", path, args, kwargs)
+    return nn.Module._call_impl(self, *args, **kwargs)
 
 
 def refuse_script(module: nn.Module) -> NoReturn:

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy
 
 from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
 from fused_lstm._checks import HALF_A_STATE, State, refusal_of_cell
-from fused_lstm._tracing import leaf_call, refuse_script
+from fused_lstm._tracing import call_or_leaf, refuse_script
 from fused_lstm.autograd import FORWARD, lstm_layer
 
 # What nn.LSTMCell says, whose op takes a tuple.
@@ -52,8 +51,6 @@ class LSTMCell(torch.nn.RNNCellBase):
             ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
                 ``torch.nn.LSTMCell`` of the running release raises, where it does.
         """
-        if isinstance(input, Proxy):
-            return leaf_call(self, input, hx)
         weights = self._weights()
         try:
             return _step(input, hx, weights)
@@ -80,6 +77,7 @@ class LSTMCell(torch.nn.RNNCellBase):
             return [*found[:2], there, torch.zeros_like(there)]
         return found
 
+    _call_impl = call_or_leaf
     __prepare_scriptable__ = refuse_script
 
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import layouts
 from fused_lstm._checks import State
-from fused_lstm._tracing import leaf_call, refuse_script
+from fused_lstm._tracing import call_or_leaf, refuse_script
 from fused_lstm.functional import lstm
 from fused_lstm.streaming import Stream, refuse_both_directions
 
@@ -86,17 +85,6 @@ class LSTM(torch.nn.RNNBase):
         Returns ``(output, (h_n, c_n))``, then cells and gates where they are asked for;
         :func:`fused_lstm.lstm` has the options, the shapes and the errors.
         """
-        if isinstance(input, Proxy):
-            return leaf_call(
-                self,
-                input,
-                hx,
-                lengths=lengths,
-                reset=reset,
-                reset_hx=reset_hx,
-                return_cells=return_cells,
-                return_gates=return_gates,
-            )
         return lstm(
             input,
             hx,
@@ -192,6 +180,7 @@ class LSTM(torch.nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels read the weights wherever they lie."""
 
+    _call_impl = call_or_leaf
     __prepare_scriptable__ = refuse_script
 
 

@@ -8,6 +8,7 @@ import torch
 from cases import Case
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 
 import fused_lstm
 
@@ -47,6 +48,46 @@ def test_fx_with_a_state(x):
     model = Stepped()
     arguments = x, torch.randn(4, 3, 2), torch.randn(4, 3, 6)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(*arguments), model(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "hook", ["forward", "pre", "both", "prune", "weight_norm", "spectral_norm"]
+)
+def test_fx_calls_hooks_once(x, hook):
+    """They stay around the layer, and are no part of the graph."""
+    model = Model()
+    hooked = [(model.lstm, "weight_hh_l0"), (model.cell, "weight_hh")]
+    for module, name in hooked:
+        if hook in ("forward", "both"):
+            module.register_forward_hook(lambda m, a, out: (out[0] * 2, out[1]))
+        if hook in ("pre", "both"):
+            module.register_forward_pre_hook(lambda m, args: (args[0] * 3, *args[1:]))
+        if hook == "prune":
+            prune.l1_unstructured(module, name, 0.5)
+        if hook.endswith("_norm"):
+            getattr(torch.nn.utils, hook)(module.eval(), name)
+    expected = model(x)
+    graph = torch.fx.symbolic_trace(model)
+    assert [n.op for n in graph.graph.nodes].count("call_module") == 2
+    assert all(isinstance(getattr(module, name), torch.Tensor) for module, name in hooked)
+    torch.testing.assert_close(graph(x), expected)
+
+
+def test_fx_where_only_the_state_is_traced():
+    class Generator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = fused_lstm.LSTM(4, 6, 2)
+            self.register_buffer("go", torch.ones(1, 3, 4))
+
+        def forward(self, h, c):
+            return self.lstm(self.go, hx=(h, c), return_cells=True)[2]
+
+    model, state = Generator(), torch.randn(2, 2, 3, 6).unbind()
+    graph = torch.fx.symbolic_trace(model)
+    assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["lstm"]
+    torch.testing.assert_close(graph(*state), model(*state))
 
 
 @pytest.mark.filterwarnings("ignore")
