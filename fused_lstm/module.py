@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from fused_lstm._checks import State
 from fused_lstm._tracing import call_or_leaf, refuse_script
 from fused_lstm.functional import lstm
 from fused_lstm.streaming import Stream, refuse_both_directions
+
+_ONE_BY_ONE = "assign to the weights of a fused_lstm.LSTM one by one, or by name"
 
 
 class LSTM(torch.nn.RNNBase):
@@ -158,8 +160,7 @@ class LSTM(torch.nn.RNNBase):
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
         current = self._flat_weights
         for k, weight in enumerate(weights):
-            if weight is not current[k]:
-                current[k] = weight
+            current[k] = weight
 
     def _init_flat_weights(self) -> None:
         """Do nothing: there is no list to bring up to date."""
@@ -199,6 +200,18 @@ class _FlatWeights(list):
                 the parameter first, then set the attribute.
         """
         if isinstance(k, slice):
-            raise TypeError("assign to the weights of a fused_lstm.LSTM one by one, or by name")
-        setattr(self._layer, self._layer._flat_weights_names[k], weight)
-        super().__setitem__(k, weight)
+            raise TypeError(_ONE_BY_ONE)
+        if weight is not self[k]:
+            setattr(self._layer, self._layer._flat_weights_names[k], weight)
+            super().__setitem__(k, weight)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is a plain list."""
+        return list, (list(self),)
+
+    def _refuse(self, *args: Any) -> NoReturn:
+        raise TypeError(_ONE_BY_ONE)
+
+    # Of a list that is made anew each time, nobody would see the change.
+    append = extend = insert = remove = pop = clear = sort = reverse = _refuse
+    __delitem__ = __iadd__ = __imul__ = _refuse

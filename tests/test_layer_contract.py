@@ -167,6 +167,21 @@ def test_assigning_to_flat_weights(backend, x):
     assert ours._flat_weights[1] is ours.weight_hh_l0 is dropped
     ours._flat_weights = [w * 2 if w is dropped else w for w in ours._flat_weights]
     torch.testing.assert_close(ours.weight_hh_l0, dropped * 2)
+    for change in (list.append, list.extend, list.insert, list.__iadd__, list.__delitem__):
+        with pytest.raises(TypeError, match="one by one, or by name"):
+            getattr(ours._flat_weights, change.__name__)(0)
+    assert type(copy.copy(ours._flat_weights)) is list
+
+
+def test_flat_weights_that_are_what_the_layer_has(backend, x):
+    """As fastai 1 drops weights: put among the parameters by hand, then into the list."""
+    grads = []
+    for module in Case().modules():
+        raw = nn.Parameter(module.weight_hh_l0.detach().clone())
+        module._parameters["weight_hh_l0"] = dropped = raw * 0.5
+        module._flat_weights[module._flat_weights_names.index("weight_hh_l0")] = dropped
+        grads += torch.autograd.grad(module(x)[0].sum(), raw)
+    torch.testing.assert_close(*grads)
 
 
 def test_a_parametrized_layer_can_be_moved(backend, x):
