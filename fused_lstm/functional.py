@@ -142,7 +142,7 @@ def _dense(
 ) -> tuple[Tensor, State]:
     dims = input.dim()
     if dims == 3:
-        x = input.transpose(0, 1) if batch_first else input
+        x = _time_first(input) if batch_first else input
     elif dims == 2:
         x = input.unsqueeze(1)
         hx = None if hx is None else tuple(state.unsqueeze(1) for state in hx)
@@ -154,6 +154,17 @@ def _dense(
     if dims == 2:
         return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
     return y.transpose(0, 1) if batch_first else y, (h_n, c_n)
+
+
+def _time_first(x: Tensor) -> Tensor:
+    """``x [B, T, I]`` as ``[T, B, I]``."""
+    x = x.transpose(0, 1)
+    if torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    # What was made under inference_mode cannot be saved for backward. nn.LSTM takes it where it
+    # copies its input, which is here.
+    recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return x.clone() if recorded else x
 
 
 def _packed(

@@ -348,6 +348,20 @@ def test_inference_mode(backend, x):
         assert fused_lstm.LSTM(4, 6)(x)[0].is_inference()
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_features_made_in_inference_mode_can_be_trained_on(backend, x, bidirectional):
+    """With batch_first, where nn.LSTM copies them; without, both refuse."""
+    case = Case(bidirectional=bidirectional, batch_first=True)
+    grads = []
+    for module in case.modules():
+        with torch.inference_mode():
+            features = x.sin()
+        grads.append(torch.autograd.grad(module(features)[0].sum(), [*module.parameters()]))
+        with torch.no_grad():
+            assert not module(features)[0].requires_grad
+    torch.testing.assert_close(*grads)
+
+
 def test_the_function_is_the_module(backend, x):
     theirs, _ = FULL.modules()
     hx = (torch.randn(4, 3, 2), torch.randn(4, 3, 6))
