@@ -1,5 +1,5 @@
-// The ops: their schemas, and how a call comes to its derivative. Each device registers its own
-// kernels: csrc/cpu/ops.cpp and csrc/cuda/layer/register.cpp.
+// The ops: their schemas, and how a call comes to its derivative. The kernels are registered beside
+// their code, in csrc/cpu and in csrc/cuda/layer/register.cpp.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>

@@ -142,7 +142,7 @@ def test_a_large_batch_is_split_where_its_weights_are_quick_to_read():
     assert plan(QUICK_SHARED_CACHE, *shape)["rows"] == 2
     slow = plan({**QUICK_SHARED_CACHE, "shared_rate_two": 8, "shared_rate_all": 8}, *shape)
     assert slow["units"] == 2
-    assert "one barrier per step" in slow["why"]
+    assert "which meet at every step" in slow["why"]
 
 
 def test_a_single_row_is_split_by_units_where_a_barrier_is_cheap_enough():

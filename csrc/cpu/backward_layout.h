@@ -7,6 +7,8 @@
 //   w_h, w_x, w_r     prepare (shares)            walk, products               barrier "prepared"
 //   dh, dc, c0        prepare (shares)            walk (own rows and units)    barrier "prepared"
 //   dh                walk: pull_back (own)       walk: next step (own)        -
+//   dh, dc            walk (own)                  finish (shares)              barrier "multiplied"
+//   dh, dc, c0        finish reads, and the next direction's prepare writes, the same shares: -
 //   dgates            walk: gradients (own)       walk: pull_back (own rows,   row barrier of the
 //                                                 all units)                   step
 //   dp                walk: project_back (own)    walk: unproject (own rows)   row barrier
@@ -198,7 +200,7 @@ class BackwardLayout {
     if (p.keep_every > 0) {
       s.x_operands = arena.take<T>(k.rows_size(p.batch, p.input_size));
       s.h_operands = arena.take<T>(k.rows_size(p.batch, out));
-      const int64_t width = 4 * args_.kernels->lanes;
+      const int64_t width = args_.kernels->width();
       s.x_rows = arena.take<const T*>(p.batch);
       s.h_rows = arena.take<const T*>(p.batch);
       s.c_again_rows = arena.take<const Acc<T>*>(p.batch);

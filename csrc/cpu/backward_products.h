@@ -52,15 +52,14 @@ class BackwardProducts {
   }
 
  private:
-  int64_t width() const { return 4 * k_.lanes; }
-  int64_t panels_of(int64_t columns) const { return ceil_div(columns, width()); }
+  int64_t panels_of(int64_t columns) const { return ceil_div(columns, k_.width()); }
 
   // These panels of a matrix [k, n].
   void pack_panels(const Rows<const T>& rows, int64_t k, int64_t n, Range share, T* panels) {
     for (int64_t panel = share.begin; panel < share.end; ++panel) {
-      const int64_t col = panel * width();
+      const int64_t col = panel * k_.width();
       k_.pack_rows(
-          {rows, k, col, int(std::min(width(), n - col)), panels + panel * k_.panel_size(k)});
+          {rows, k, col, int(std::min(k_.width(), n - col)), panels + panel * k_.panel_size(k)});
     }
   }
 
@@ -129,7 +128,7 @@ class BackwardProducts {
     g.c = {dw + units.begin * n, n};
     g.init_stride = n;
     const int64_t size = k_.panel_size(rows);
-    for_panels({0, n}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
+    for_panels({0, n}, k_.width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
       g.panel = panels + panel * size;
       g.ahead = next < 0 ? nullptr : panels + next * size;
       g.init = first ? nullptr : g.c.base + col;
@@ -201,13 +200,14 @@ class BackwardProducts {
     g.a = k_.operands({b.dgates + share.begin * gates, gates}, g.rows, gates, scratch_.operands);
     g.c = dx_rows(d, {rows.begin + share.begin, rows.begin + share.end});
     const int64_t size = k_.panel_size(gates);
-    for_panels({0, input}, width(), false, [&](int64_t panel, int64_t col, int cols, int64_t next) {
-      g.panel = b.w_x + panel * size;
-      g.ahead = next < 0 ? nullptr : b.w_x + next * size;
-      g.col = col;
-      g.cols = cols;
-      k_.gemm_out(g);
-    });
+    for_panels({0, input}, k_.width(), false,
+               [&](int64_t panel, int64_t col, int cols, int64_t next) {
+                 g.panel = b.w_x + panel * size;
+                 g.ahead = next < 0 ? nullptr : b.w_x + next * size;
+                 g.col = col;
+                 g.cols = cols;
+                 k_.gemm_out(g);
+               });
   }
 
   // This member's share of the chunk's rows, for whoever asked.

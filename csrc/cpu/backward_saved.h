@@ -33,14 +33,14 @@ class SavedStates {
   Rows<const T> gates(int d, const TimeOrder& order, int64_t s, int64_t count,
                       const MemberRows& rows, const T** list) const {
     const int64_t size = 4 * a_.problem.hidden_size;
-    if (blocks()) return strided(gates(d, order.offset(s)), size, rows);
+    if (blocks()) return rows.of(gates(d, order.offset(s)), size);
     return StepRows(places_, rows)
         .at(a_.gates + d * places_.rows() * size, size, order.offset(s), count, list);
   }
   Rows<const Acc<T>> c(int d, const TimeOrder& order, int64_t s, int64_t count,
                        const MemberRows& rows, const Acc<T>** list) const {
     const int64_t size = a_.problem.hidden_size;
-    if (in_block(s)) return strided(c_again(d, order.offset(s)), size, rows);
+    if (in_block(s)) return rows.of(c_again(d, order.offset(s)), size);
     return StepRows(places_, rows)
         .at(a_.c + d * places_.rows() * size, size, order.offset(s), count, list);
   }
@@ -52,10 +52,6 @@ class SavedStates {
   }
   const Acc<T>* c_kept(int d, int64_t row) const {
     return a_.c + (d * places_.rows() + places_.of(row)) * a_.problem.hidden_size;
-  }
-  template <class U>
-  static Rows<U> strided(U* first, int64_t stride, const MemberRows& rows) {
-    return {first + rows.row(0) * stride, rows.step() * stride};
   }
 
   const BackwardArgs<T>& a_;

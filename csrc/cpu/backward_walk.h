@@ -36,8 +36,8 @@ class BackwardWalk {
         scratch_(scratch),
         rows_(steps_, position.row_group, plan.row_groups),
         step_rows_(Places(steps_, false), rows_),
-        out_units_(part_of(p_.output_size(), position.unit_group, plan.unit_groups, width())),
-        hidden_units_(part_of(p_.hidden_size, position.unit_group, plan.unit_groups, width())),
+        out_units_(part_of(p_.output_size(), position.unit_group, plan.unit_groups, k_.width())),
+        hidden_units_(part_of(p_.hidden_size, position.unit_group, plan.unit_groups, k_.width())),
         clearing_(args.dx, p_.input_size, steps_, position, plan,
                   ceil_div(p_.directions, plan.direction_groups) * steps_.steps()) {}
 
@@ -66,14 +66,6 @@ class BackwardWalk {
   }
 
  private:
-  int64_t width() const { return 4 * k_.lanes; }
-
-  // This member's rows of a [B, stride] block.
-  template <class U>
-  Rows<U> mine(U* block, int64_t stride) const {
-    return {block + rows_.row(0) * stride, rows_.step() * stride};
-  }
-
   // A matrix [k, n], in panels and as it lies.
   struct Weights {
     const T *panels, *rows;
@@ -91,19 +83,19 @@ class BackwardWalk {
   void step_product(const TimeOrder& order, int64_t s, const T* a, int64_t k, const Weights& w,
                     Range columns, Acc<T>* c) {
     const int64_t rows = rows_.count(order.size(s));
-    const Rows<const T> mine_of_a = mine(a + (order.offset(s) - first_row_) * k, k);
+    const Rows<const T> mine_of_a = rows_.of(a + (order.offset(s) - first_row_) * k, k);
     if (plan_.in_place) {
       return k_.few_rows(
-          {rows, k, mine_of_a, w.rows, w.n, mine(c, w.n), columns.begin, columns.size()});
+          {rows, k, mine_of_a, w.rows, w.n, rows_.of(c, w.n), columns.begin, columns.size()});
     }
     const T* panels = w.panels;
     PanelGemm<T, Acc<T>> g{};
     g.rows = rows;
     g.k = k;
     g.a = k_.operands(mine_of_a, g.rows, k, scratch_.operands);
-    g.c = mine(c, w.n);
+    g.c = rows_.of(c, w.n);
     const int64_t size = k_.panel_size(k);
-    for_panels(columns, width(), s % 2 != 0,
+    for_panels(columns, k_.width(), s % 2 != 0,
                [&](int64_t panel, int64_t col, int cols, int64_t next) {
                  g.panel = panels + panel * size;
                  g.ahead = next < 0 ? nullptr : panels + next * size;
@@ -117,8 +109,8 @@ class BackwardWalk {
   void project_back(int d, const TimeOrder& order, int64_t s) {
     const BackwardDirection<T>& b = layout_.direction(d);
     const int64_t out = p_.output_size(), y_stride = p_.directions * out;
-    const Rows<const Acc<T>> dh = mine<const Acc<T>>(b.dh, out);
-    const Rows<T> dp = mine(b.dp + (order.offset(s) - first_row_) * out, out);
+    const Rows<const Acc<T>> dh = rows_.of<const Acc<T>>(b.dh, out);
+    const Rows<T> dp = rows_.of(b.dp + (order.offset(s) - first_row_) * out, out);
     Rows<const T> dy;
     const int64_t count = rows_.count(order.size(s));
     if (a_.grad_y != nullptr) {
@@ -151,9 +143,9 @@ class BackwardWalk {
       g.dc_out = step_rows_.at(a_.grad_c + d * steps_.tensor_rows() * hidden, hidden, here, g.rows,
                                scratch_.dc_rows);
     }
-    g.dh = mine<const Acc<T>>(projected ? b.dm : b.dh, hidden);
-    g.dc = mine(b.dc, hidden);
-    g.dgates = mine(b.dgates + (here - first_row_) * gates, gates);
+    g.dh = rows_.of<const Acc<T>>(projected ? b.dm : b.dh, hidden);
+    g.dc = rows_.of(b.dc, hidden);
+    g.dgates = rows_.of(b.dgates + (here - first_row_) * gates, gates);
     for (g.unit = hidden_units_.begin; g.unit < hidden_units_.end; g.unit += k_.lanes) {
       g.units = int(std::min<int64_t>(k_.lanes, hidden_units_.end - g.unit));
       k_.gate_gradient(g);
@@ -164,7 +156,7 @@ class BackwardWalk {
   Rows<const Acc<T>> state_before(int d, const TimeOrder& order, int64_t s) const {
     const int64_t hidden = p_.hidden_size;
     const int64_t live = rows_.count(order.size(s)), continued = rows_.count(order.continued(s));
-    const Rows<const Acc<T>> first = mine<const Acc<T>>(layout_.direction(d).c0, hidden);
+    const Rows<const Acc<T>> first = rows_.of<const Acc<T>>(layout_.direction(d).c0, hidden);
     if (continued == 0) return first;
     Rows<const Acc<T>> rows = saved_.c(d, order, s - 1, continued, rows_, scratch_.c_rows);
     if (continued < live) {

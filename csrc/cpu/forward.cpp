@@ -42,18 +42,11 @@ class ForwardMember {
   }
 
  private:
-  int64_t width() const { return 4 * k_.lanes; }
   int64_t input_panel() const { return gate_panels_.input_size(); }
   int64_t hidden_panel() const { return gate_panels_.hidden_size(); }
   int64_t proj_panel() const { return gate_panels_.projection_size(); }
   bool batched_input() const { return scratch_.gates_x != nullptr; }
   bool keeps(int64_t s) const { return a_.c != nullptr && keeps_c(p_, s); }
-
-  // This member's rows of a [B, stride] block.
-  template <class U>
-  Rows<U> mine(U* block, int64_t stride) const {
-    return {block + rows_.row(0) * stride, rows_.step() * stride};
-  }
 
   // This member's share of the panels, the bias and the initial state.
   void prepare(int d) {
@@ -77,7 +70,7 @@ class ForwardMember {
         gate_panels_.pack(w.w_ih, p_.input_size, panel, b.w_x + panel * input_panel());
         gate_panels_.pack(w.w_hh, p_.output_size(), panel, b.w_h + panel * hidden_panel());
       }
-      gate_panels_.pack_bias(w, panel, b.bias + panel * width());
+      gate_panels_.pack_bias(w, panel, b.bias + panel * k_.width());
     }
     const Range projection = position_.share_of(gate_panels_.projection_count());
     for (int64_t panel = projection.begin; panel < projection.end; ++panel) {
@@ -107,7 +100,7 @@ class ForwardMember {
   // together, for a [rows, 4 H] block would touch a page a row, and with H a power of two one set
   // of the first cache.
   Acc<T>* projected(int64_t panel) const {
-    return scratch_.gates_x + (panel - panels_.begin) * scratch_.chunk_rows * width();
+    return scratch_.gates_x + (panel - panels_.begin) * scratch_.chunk_rows * k_.width();
   }
 
   // gates_x = x W_ih^T + b for this member's rows and panels of walk steps [s0, s1), the rows of
@@ -123,12 +116,12 @@ class ForwardMember {
     g.k = p_.input_size;
     g.a.list = scratch_.x_rows;
     g.a = k_.operands(g.a, rows, g.k, scratch_.x_operands);
-    g.cols = int(width());
+    g.cols = int(k_.width());
     for_each_by_turns(panels_, false, [&](int64_t panel, int64_t next) {
       g.panel = b.w_x + panel * input_panel();
       g.ahead = next < 0 ? nullptr : b.w_x + next * input_panel();
-      g.init = b.bias + panel * width();
-      g.c = {projected(panel), width()};
+      g.init = b.bias + panel * k_.width();
+      g.c = {projected(panel), k_.width()};
       k_.gemm(g);
     });
   }
@@ -186,7 +179,7 @@ class ForwardMember {
     const ForwardDirection<T>& b = layout_.direction(d);
     const int64_t hidden = p_.hidden_size, out = p_.output_size();
     const int64_t here = order.offset(s), saved = d * saved_.rows();
-    g->c_next = mine(b.c0, hidden);
+    g->c_next = rows_.of(b.c0, hidden);
     if (keeps(s)) {
       g->c_next =
           saved_rows_.at(a_.c + saved * hidden, hidden, here, g->rows, scratch_.c_next_rows);
@@ -195,7 +188,7 @@ class ForwardMember {
       g->gates = saved_rows_.at(a_.gates + saved * 4 * hidden, 4 * hidden, here, g->rows,
                                 scratch_.gates_rows);
     }
-    g->h_next = p_.proj_size > 0 ? mine(b.m, hidden)
+    g->h_next = p_.proj_size > 0 ? rows_.of(b.m, hidden)
                                  : step_rows_.at(a_.y + d * out, p_.directions * out, here, g->rows,
                                                  scratch_.y_rows);
   }
@@ -216,10 +209,10 @@ class ForwardMember {
       g->w_x_ahead = next < 0 ? nullptr : b.w_x + next * input_panel();
       g->w_h_ahead = next < 0 ? nullptr : b.w_h + next * hidden_panel();
     }
-    g->init = b.bias + panel * width();
+    g->init = b.bias + panel * k_.width();
     if (batched_input()) {
-      g->init_stride = width();
-      g->init = projected(panel) + first_row * width();
+      g->init_stride = k_.width();
+      g->init = projected(panel) + first_row * k_.width();
     }
   }
 
@@ -229,8 +222,8 @@ class ForwardMember {
     const int64_t hidden = p_.hidden_size, out = p_.output_size(), y_stride = p_.directions * out;
     const int64_t continued = rows_.count(order.continued(s));
     const T* h0 = a_.h0 == nullptr ? nullptr : a_.h0 + d * p_.batch * out;
-    const Rows<const T> h_first = h0 == nullptr ? Rows<const T>{b.h0, 0} : mine(h0, out);
-    const Rows<const Acc<T>> c_first = mine<const Acc<T>>(b.c0, hidden);
+    const Rows<const T> h_first = h0 == nullptr ? Rows<const T>{b.h0, 0} : rows_.of(h0, out);
+    const Rows<const Acc<T>> c_first = rows_.of<const Acc<T>>(b.c0, hidden);
     g->h_size = out;
     g->c_prev = c_first;
     if (continued == 0) {
@@ -260,17 +253,18 @@ class ForwardMember {
   void project_output(int d, const TimeOrder& order, int64_t s) {
     const ForwardDirection<T>& b = layout_.direction(d);
     const int64_t out = p_.proj_size, y_stride = p_.directions * out;
-    const Range panels = part_of(ceil_div(out, width()), position_.unit_group, plan_.unit_groups);
+    const Range panels =
+        part_of(ceil_div(out, k_.width()), position_.unit_group, plan_.unit_groups);
     PanelGemm<T, T> g{};
     g.rows = rows_.count(order.size(s));
     g.k = p_.hidden_size;
-    g.a = k_.operands(mine<const T>(b.m, p_.hidden_size), g.rows, g.k, scratch_.h_operands);
+    g.a = k_.operands(rows_.of<const T>(b.m, p_.hidden_size), g.rows, g.k, scratch_.h_operands);
     g.c = step_rows_.at(a_.y + d * out, y_stride, order.offset(s), g.rows, scratch_.y_rows);
     for_each_by_turns(panels, s % 2 != 0, [&](int64_t panel, int64_t next) {
       g.panel = b.w_r + panel * proj_panel();
       g.ahead = next < 0 ? nullptr : b.w_r + next * proj_panel();
-      g.col = panel * width();
-      g.cols = int(std::min(width(), out - g.col));
+      g.col = panel * k_.width();
+      g.cols = int(std::min(k_.width(), out - g.col));
       k_.gemm_out(g);
     });
   }

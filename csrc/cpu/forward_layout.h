@@ -57,8 +57,8 @@ class ForwardLayout {
  private:
   void carve_direction(Arena& arena, int d) {
     const LstmProblem& p = args_.problem;
-    const int64_t lanes = args_.kernels->lanes, width = 4 * lanes;
-    const int64_t columns = ceil_div(p.hidden_size, lanes) * width;
+    const Kernels<T>& k = *args_.kernels;
+    const int64_t columns = ceil_div(p.hidden_size, k.lanes) * k.width();
     ForwardDirection<T>& b = direction_[d];
     b = {};
     b.c0 = arena.take<Acc<T>>(p.batch * p.hidden_size);
@@ -88,7 +88,6 @@ class ForwardLayout {
     const int64_t rows = ceil_div(p.batch, plan_.row_groups), chunk = plan_.chunk_steps * rows;
     const int64_t panels =
         ceil_div(ceil_div(p.hidden_size, args_.kernels->lanes), plan_.unit_groups);
-    const int64_t width = 4 * args_.kernels->lanes;
     ForwardScratch<T> s{};
     if (plan_.pack_late) {
       s.w_x = arena.take<T>(args_.kernels->panel_size(p.input_size));
@@ -96,7 +95,7 @@ class ForwardLayout {
     }
     const bool batched = plan_.algorithm == Algorithm::panels && !plan_.fold_input;
     if (batched) {
-      s.gates_x = arena.take<Acc<T>>(panels * chunk * width);
+      s.gates_x = arena.take<Acc<T>>(panels * chunk * args_.kernels->width());
       s.chunk_rows = chunk;
       s.x_rows = arena.take<const T*>(chunk);
     }

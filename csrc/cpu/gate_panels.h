@@ -12,7 +12,6 @@ class GatePanels {
  public:
   GatePanels(const LstmProblem& problem, const Kernels<T>& kernels) : p_(problem), k_(kernels) {}
 
-  int64_t width() const { return 4 * k_.lanes; }
   int64_t count() const { return ceil_div(p_.hidden_size, k_.lanes); }
   int64_t input_size() const { return k_.panel_size(p_.input_size); }  // of one panel
   int64_t hidden_size() const { return k_.panel_size(p_.output_size()); }
@@ -38,13 +37,13 @@ class GatePanels {
   }
 
   // Panels of w_hr [P, H].
-  int64_t projection_count() const { return ceil_div(p_.proj_size, width()); }
+  int64_t projection_count() const { return ceil_div(p_.proj_size, k_.width()); }
   int64_t projection_size() const { return k_.panel_size(p_.hidden_size); }
   void pack_projection(const T* w_hr, int64_t panel, T* out) const {
     const int64_t hidden = p_.hidden_size;
-    PackTransposed<T> pack{w_hr, hidden, hidden, panel * width(), k_.lanes, {}, out};
+    PackTransposed<T> pack{w_hr, hidden, hidden, panel * k_.width(), k_.lanes, {}, out};
     for (int g = 0; g < 4; ++g) {
-      const int64_t left = p_.proj_size - panel * width() - g * k_.lanes;
+      const int64_t left = p_.proj_size - panel * k_.width() - g * k_.lanes;
       pack.live[g] = int(std::clamp<int64_t>(left, 0, k_.lanes));
     }
     k_.pack_transposed(pack);

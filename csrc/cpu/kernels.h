@@ -78,9 +78,9 @@ struct GateStep {
   const T* w_x;    // panel
   int64_t h_size;  // 0 where all states are zero
   Rows<const T> h_prev;
-  const T* w_h;               // panel
-  Rows<const Acc<T>> c_prev;  // none: zero
-  Rows<Acc<T>> c_next;        // may be c_prev
+  const T* w_h;  // panel
+  Rows<const Acc<T>> c_prev;
+  Rows<Acc<T>> c_next;  // may be c_prev
   Rows<T> h_next;
   Rows<T> gates;       // [4, hidden] activated, or none
   const T* w_x_ahead;  // the panels that come next, for the cache, or null
@@ -104,9 +104,9 @@ struct GateGradient {
   int64_t hidden;
   Rows<const T> gates;  // [4, hidden]
   Rows<const Acc<T>> c;
-  Rows<const Acc<T>> c_prev;  // none: zero
+  Rows<const Acc<T>> c_prev;
   Rows<const T> dy;           // gradient of this step's output, if any
-  Rows<const Acc<T>> dh;      // gradient that later steps left for h, if any
+  Rows<const Acc<T>> dh;      // gradient that later steps left for h
   Rows<const Acc<T>> dc_out;  // gradient of c as a result of its own, if any
   Rows<Acc<T>> dc;            // gradient of c, in and out
   Rows<T> dgates;             // [4, hidden]
@@ -190,9 +190,11 @@ struct Kernels {
   // Null where a matrix has to be packed.
   void (*few_rows)(const FewRows<T>&) = nullptr;
 
+  // Columns of a panel.
+  int64_t width() const { return 4 * lanes; }
   // Elements of a panel of depth k.
   int64_t panel_size(int64_t k) const {
-    return 4 * lanes * ((k + pair - 1) / pair) * parts * int64_t(sizeof(Acc<T>) / sizeof(T));
+    return width() * ((k + pair - 1) / pair) * parts * int64_t(sizeof(Acc<T>) / sizeof(T));
   }
   Rows<const T> operands(const Rows<const T>& rows, int64_t n, int64_t k, T* out) const {
     return convert_rows == nullptr ? rows : convert_rows(rows, n, k, out);
@@ -205,7 +207,7 @@ struct Kernels {
   }
   // Elements of the panels that cover `columns` columns.
   int64_t panels_size(int64_t columns, int64_t k) const {
-    return (columns + 4 * lanes - 1) / (4 * lanes) * panel_size(k);
+    return (columns + width() - 1) / width() * panel_size(k);
   }
 };
 

@@ -11,9 +11,7 @@ FUSED_LSTM_INLINE void finish_rows(const GateStep<T>& s, int64_t row, const Vec<
   Cell<T> cell[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-    Vec<T> c_prev{};
-    if (s.c_prev.given()) c_prev = load(s.c_prev.at(row + r) + s.unit, s.units);
-    cell[r].step(pre[r], c_prev);
+    cell[r].step(pre[r], load(s.c_prev.at(row + r) + s.unit, s.units));
     store(s.c_next.at(row + r) + s.unit, cell[r].c(), s.units);
     if (s.gates.given()) {
       const Gates<Vec<T>> a = cell[r].gates();
@@ -149,10 +147,9 @@ void gate_gradient(const GateGradient<T>& s) {
     const T* gates = s.gates.at(row) + s.unit;
     const Gates<Vec<T>> a{load(gates, n), load(gates + s.hidden, n), load(gates + 2 * s.hidden, n),
                           load(gates + 3 * s.hidden, n)};
-    Vec<T> c_prev{}, dh{};
-    if (s.c_prev.given()) c_prev = load(s.c_prev.at(row) + s.unit, n);
+    const Vec<T> c_prev = load(s.c_prev.at(row) + s.unit, n);
+    Vec<T> dh = load(s.dh.at(row) + s.unit, n);
     if (s.dy.given()) dh += load(s.dy.at(row) + s.unit, n);
-    if (s.dh.given()) dh += load(s.dh.at(row) + s.unit, n);
     A* dc_row = s.dc.at(row) + s.unit;
     Vec<T> dc = load(dc_row, n);
     if (s.dc_out.given()) dc += load(s.dc_out.at(row) + s.unit, n);

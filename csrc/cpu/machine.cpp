@@ -71,13 +71,14 @@ class KernelProbe {
   // Memory for `weight_bytes` of panels, and for `team` threads that sweep over them.
   KernelProbe(const Kernels<T>& kernels, int64_t weight_bytes, int team)
       : k_(kernels),
+        count_(std::max({kRows, k_.width(), 2 * int64_t(k_.tile_rows)})),
         weights_(std::max<int64_t>(weight_bytes, panel_bytes()) / int64_t(sizeof(T)), one()),
-        rows_(kRows * kDepth, one()),
-        operands_(k_.rows_size(kRows, kDepth), one()),
-        sums_(std::max<int64_t>(kRows, team) * width(), Acc<T>(1)),
-        state_(kRows * k_.lanes, Acc<T>(1)),
-        gates_(kRows * width(), one()),
-        operand_rows_(k_.operands({rows_.data(), kDepth}, kRows, kDepth, operands_.data())) {}
+        rows_(count_ * kDepth, one()),
+        operands_(k_.rows_size(count_, kDepth), one()),
+        sums_(std::max<int64_t>(count_, team) * k_.width(), Acc<T>(1)),
+        state_(count_ * k_.lanes, Acc<T>(1)),
+        gates_(count_ * k_.width(), one()),
+        operand_rows_(k_.operands({rows_.data(), kDepth}, count_, kDepth, operands_.data())) {}
 
   int64_t panel_bytes() const { return k_.panel_size(kDepth) * int64_t(sizeof(T)); }
 
@@ -103,29 +104,29 @@ class KernelProbe {
   // Gates, c and h of one vector of units of one row.
   double gate_ns() {
     GateStep<T> g{};
-    g.rows = kRows;
+    g.rows = count_;
     g.units = k_.lanes;
     g.hidden = k_.lanes;
     g.init = sums_.data();
-    g.init_stride = width();
+    g.init_stride = k_.width();
     g.c_prev = {state_.data(), k_.lanes};
     g.c_next = {state_.data(), k_.lanes};
     g.h_next = {rows_.data(), kDepth};
-    g.gates = {gates_.data(), width()};
-    return fastest_ns([&] { k_.gate_step(g); }) / kRows;
+    g.gates = {gates_.data(), k_.width()};
+    return fastest_ns([&] { k_.gate_step(g); }) / count_;
   }
 
   double gradient_ns() {
     GateGradient<T> g{};
-    g.rows = kRows;
+    g.rows = count_;
     g.units = k_.lanes;
     g.hidden = k_.lanes;
-    g.gates = {gates_.data(), width()};
-    g.c = g.c_prev = g.dh = {sums_.data(), width()};
-    g.dy = {gates_.data(), width()};
+    g.gates = {gates_.data(), k_.width()};
+    g.c = g.c_prev = g.dh = {sums_.data(), k_.width()};
+    g.dy = {gates_.data(), k_.width()};
     g.dc = {state_.data(), k_.lanes};
     g.dgates = {rows_.data(), kDepth};
-    return fastest_ns([&] { k_.gate_gradient(g); }) / kRows;
+    return fastest_ns([&] { k_.gate_gradient(g); }) / count_;
   }
 
   // One vector of weights into a panel.
@@ -138,10 +139,9 @@ class KernelProbe {
 
  private:
   static constexpr int64_t kDepth = 256;  // of a panel: 64 KiB of AVX-512 float32, inside every L2
-  static constexpr int64_t kRows = 64;    // no fewer than 4 * lanes
+  static constexpr int64_t kRows = 64;    // and no fewer than a panel's columns or two tiles' rows
 
   static T one() { return from_acc<T>(Acc<T>(1)); }
-  int64_t width() const { return 4 * k_.lanes; }
 
   void multiply(int64_t rows, int64_t panel, int64_t first_row) {
     PanelGemm<T, Acc<T>> g{};
@@ -149,12 +149,13 @@ class KernelProbe {
     g.k = kDepth;
     g.a = operand_rows_;
     g.panel = weights_.data() + panel * k_.panel_size(kDepth);
-    g.c = {sums_.data() + first_row * width(), width()};
-    g.cols = int(width());
+    g.c = {sums_.data() + first_row * k_.width(), k_.width()};
+    g.cols = int(k_.width());
     k_.gemm(g);
   }
 
   const Kernels<T>& k_;
+  const int64_t count_;  // of rows
   std::vector<T> weights_, rows_, operands_;
   std::vector<Acc<T>> sums_, state_;
   std::vector<T> gates_;

@@ -108,7 +108,7 @@ class MemberProducts {
   // g.c (+)= g.a right, panel after panel: each is packed where the one before is in the cache.
   void multiply(PanelGemm<T, Acc<T>> g, const Rows<const T>& right, int64_t columns, bool first,
                 T* panel) const {
-    const int64_t width = 4 * k_.lanes;
+    const int64_t width = k_.width();
     for (g.col = 0; g.col < columns; g.col += width) {
       g.cols = int(std::min(width, columns - g.col));
       g.init = first ? nullptr : g.c.base + g.col;

@@ -58,7 +58,7 @@ class StepRows {
   template <class U>
   Rows<U> at(U* tensor, int64_t stride, int64_t offset, int64_t count, U** list) const {
     if (!places_.listed()) {
-      return {tensor + (offset + rows_.row(0)) * stride, rows_.step() * stride};
+      return rows_.of(tensor + offset * stride, stride);
     }
     for (int64_t j = 0; j < count; ++j) {
       list[j] = tensor + places_.of(offset + rows_.row(j)) * stride;

@@ -219,16 +219,16 @@ bool reads_in_place(const LstmProblem& p, const Steps& steps, const CpuMachine& 
   return m.few_rows && request.in_place.value_or(steps.steps() == 1 && p.batch <= m.tile_rows);
 }
 
-std::string describe_team(const CpuPlan& plan) {
-  if (plan.threads() == 1) return "one thread: more would gain too little";
+std::string describe_team(const CpuPlan& plan, const std::string& rows_meet) {
+  if (plan.threads() == 1) return "one thread: there are no more, or they would gain too little";
   std::string text = std::to_string(plan.threads()) + " threads:";
   if (plan.direction_groups > 1) text += " both directions at once;";
   if (plan.row_groups > 1) {
-    text += " the batch in " + std::to_string(plan.row_groups) + " parts, no barrier;";
+    text += " the batch in " + std::to_string(plan.row_groups) + " parts, " + rows_meet + ";";
   }
   if (plan.unit_groups > 1) {
     text += " the hidden units in " + std::to_string(plan.unit_groups) +
-            " parts, one barrier per step;";
+            " parts, which meet at every step;";
   }
   text.pop_back();
   return text;
@@ -316,7 +316,7 @@ CpuPlan plan_backward(const LstmProblem& p, const Steps& steps, const CpuMachine
 }
 
 std::string explain_forward(const CpuPlan& plan, const Steps& steps) {
-  const std::string team = describe_team(plan);
+  const std::string team = describe_team(plan, "which never meet");
   if (plan.algorithm == Algorithm::dot) {
     return "weights read as they lie, for packing them would cost more than " +
            std::to_string(steps.rows()) + " rows save; " + team;
@@ -332,7 +332,8 @@ std::string explain_backward(const CpuPlan& plan) {
                                 ? "up to " + std::to_string(plan.chunk_rows) + " rows"
                                 : std::to_string(plan.chunk_steps) + " steps";
   const std::string weights = plan.in_place ? "weights read as they lie, each once; " : "";
-  return weights + "weight gradients batched over " + chunk + "; " + describe_team(plan);
+  return weights + "weight gradients batched over " + chunk + "; " +
+         describe_team(plan, "which meet at every chunk");
 }
 
 }  // namespace fused_lstm::cpu

@@ -22,8 +22,9 @@ enum class Algorithm {
 };
 
 // A team of direction_groups x row_groups x unit_groups threads. Each direction group runs its
-// directions one after the other; in it, row groups never wait for each other, and unit groups of
-// the same rows meet at a barrier every step.
+// directions one after the other; in it, unit groups of the same rows meet at a barrier every step,
+// with a projection at two, and row groups wait for each other only in the backward pass, before
+// and after the products of a chunk.
 struct CpuPlan {
   Algorithm algorithm = Algorithm::panels;
   int direction_groups = 1, row_groups = 1, unit_groups = 1;
@@ -37,7 +38,9 @@ struct CpuPlan {
   int threads() const { return direction_groups * row_groups * unit_groups; }
 };
 
-// What somebody asks of a plan, for tests and measurements; what is left open is chosen as ever.
+// What somebody asks of a plan, for tests and measurements; what is left open is chosen as ever,
+// and what does not come up is not looked at: the chunk of an input inside the step, a step folded
+// or not where there is only one, the algorithm of a stream, whose weights are packed already.
 struct PlanRequest {
   std::optional<Algorithm> algorithm;
   std::optional<int> directions, rows, units;  // groups

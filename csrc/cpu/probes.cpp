@@ -52,7 +52,7 @@ double best_rate(int threads, const F& f, int trials = kTrials) {
 template <class T>
 double own_panel_rate(int64_t rows, int64_t depth, int64_t panels, int threads) {
   const Kernels<T>& k = kernels_for<T>(rows);
-  const int64_t width = 4 * k.lanes, size = k.panel_size(depth);
+  const int64_t width = k.width(), size = k.panel_size(depth);
   const T one = from_acc<T>(Acc<T>(1));
   const std::vector<T> a(rows * depth, one), b(size_t(panels * size) * threads, one);
   std::vector<Acc<T>> c(rows * width * threads);
@@ -103,7 +103,7 @@ double onednn_rate(int64_t rows, int64_t columns, int64_t depth, int64_t panels,
 double read_rate(int64_t bytes, int threads) {
   const Kernels<float>& k = kernels_for<float>(1);
   constexpr int64_t kDepth = 256;
-  const int64_t width = 4 * k.lanes, size = width * kDepth;
+  const int64_t width = k.width(), size = width * kDepth;
   const int64_t panels = std::max<int64_t>(1, bytes / int64_t(sizeof(float)) / size / threads);
   const std::vector<float> weights(size * panels * threads, 1.0f), row(kDepth, 1.0f);
   std::vector<float> sums(width * threads);

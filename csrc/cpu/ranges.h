@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../problem.h"
+#include "kernels.h"
 
 namespace fused_lstm::cpu {
 
@@ -39,6 +39,11 @@ class MemberRows {
   }
   // The batch row that is the member's j-th.
   int64_t row(int64_t j) const { return first_ + j * step_; }
+  // The member's rows of a [B, stride] block.
+  template <class U>
+  Rows<U> of(U* block, int64_t stride) const {
+    return {block + first_ * stride, step_ * stride};
+  }
 
  private:
   int64_t first_, step_, most_;

@@ -21,7 +21,6 @@ namespace {
 
 struct Sequence {
   const OptionalTensor &lengths, &reset, &reset_h, &reset_c;
-  int64_t keep_every;
 };
 
 at::Tensor indices(std::vector<int64_t> values) {
@@ -227,7 +226,7 @@ Forward lstm_sequence(const at::Tensor& x, const OptionalTensor& batch_sizes,
     return {std::get<0>(out).to(type), std::get<1>(out).to(type), std::get<2>(out).to(type),
             keep_every > 0 ? at::empty({0}, x.options()) : gates.to(type), std::get<4>(out)};
   }
-  const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
+  const Sequence s{lengths, reset, reset_h, reset_c};
   const Arguments arguments{x, h0, c0, weights, reverse};
   const std::optional<Segments> segments = read_segments(call, x, s);
   make_compact(segments, compact, &call);
@@ -341,7 +340,7 @@ std::vector<at::Tensor> lstm_sequence_backward(
               needs.size());
   c10::List<bool> of_layer;
   for (size_t i = 0; i < count; ++i) of_layer.push_back(needs.get(i));
-  const Sequence s{lengths, reset, reset_h, reset_c, keep_every};
+  const Sequence s{lengths, reset, reset_h, reset_c};
   const std::optional<Segments> segments = read_segments(call, x, s);
   make_compact(segments, compact, &call);
   check_saved(call, grad_y, grad_h_n, grad_c_n, x, y, gates, c, of_layer, weights.size());

@@ -258,9 +258,6 @@ class Stream {
     const at::Tensor x = at::empty({1, batch, input_size}, given_type_);
     LayerCall call = read_call(x, std::nullopt, std::nullopt, std::nullopt, layers_[i].given,
                                c10::List<bool>({false}), false);
-    call.problem.dtype = type_ == at::kDouble     ? DType::float64
-                         : type_ == at::kBFloat16 ? DType::bfloat16
-                                                  : DType::float32;
     call.problem.prepacked = true;
     return call;
   }
@@ -292,7 +289,7 @@ class Stream {
       Arena arena(base);
       w.w_x = arena.take<T>(panels.count() * panels.input_size());
       w.w_h = arena.take<T>(panels.count() * panels.hidden_size());
-      w.bias = arena.take<Acc<T>>(panels.count() * panels.width());
+      w.bias = arena.take<Acc<T>>(panels.count() * kernels<T>().width());
       w.w_r = arena.take<T>(panels.projection_count() * panels.projection_size());
       if (base != nullptr) return w;
       base = layer.panels.at_least(arena.used());
@@ -317,7 +314,7 @@ class Stream {
     for (int64_t i = 0; i < panels.count(); ++i) {
       panels.pack(w.w_ih, p.input_size, i, out.w_x + i * panels.input_size());
       panels.pack(w.w_hh, p.output_size(), i, out.w_h + i * panels.hidden_size());
-      panels.pack_bias(w, i, out.bias + i * panels.width());
+      panels.pack_bias(w, i, out.bias + i * kernels<T>().width());
     }
     for (int64_t i = 0; i < panels.projection_count(); ++i) {
       panels.pack_projection(w.w_hr, i, out.w_r + i * panels.projection_size());
@@ -334,7 +331,6 @@ class Stream {
     args.x = {data<T>(x), x.stride(0), x.stride(1), x.size(1)};
     args.h0 = args.h_n = mutable_data<T>(h);
     args.c0 = args.c_n = mutable_data<T>(c);
-    args.weights[0] = {};
     args.panels = panels_of<T>(layer);
     args.y = mutable_data<T>(y);
     last_plans().forward = plan_and_run<T>(

@@ -38,18 +38,15 @@ FUSED_LSTM_INLINE VecF widen(VecU16 bits) {
   return (VecF)(__builtin_convertvector(bits, VecU32) << 16);
 }
 
-// Round to nearest even; a NaN keeps its sign and becomes quiet.
 #if defined(FUSED_LSTM_BFLOAT16_DOT)
-FUSED_LSTM_INLINE VecU16 narrow(VecF value) {  // denormals become zero
-  return (VecU16)_mm512_cvtneps_pbh((__m512)value);
+// Round to nearest even; a NaN keeps its sign and becomes quiet, denormals become zero.
+FUSED_LSTM_INLINE VecU16 narrow(VecF value) { return (VecU16)_mm512_cvtneps_pbh((__m512)value); }
+FUSED_LSTM_INLINE void store(bfloat16* p, VecF v) {
+  const VecU16 bits = narrow(v);
+  __builtin_memcpy(p, &bits, sizeof(bits));
 }
-#else
-FUSED_LSTM_INLINE VecU16 narrow(VecF value) {
-  const VecU32 bits = (VecU32)value;
-  const VecU32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const VecU32 quiet = (bits >> 16) | 0x40u;
-  const VecU32 is_nan = (VecU32)(value != value);
-  return __builtin_convertvector((rounded & ~is_nan) | (quiet & is_nan), VecU16);
+FUSED_LSTM_INLINE void store_some(bfloat16* p, VecF v, int n) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)narrow(v));
 }
 #endif
 
@@ -70,10 +67,6 @@ FUSED_LSTM_INLINE VecF load(const bfloat16* p) {
 }
 FUSED_LSTM_INLINE void store(float* p, VecF v) { __builtin_memcpy(p, &v, sizeof(v)); }
 FUSED_LSTM_INLINE void store(double* p, VecD v) { __builtin_memcpy(p, &v, sizeof(v)); }
-FUSED_LSTM_INLINE void store(bfloat16* p, VecF v) {
-  const VecU16 bits = narrow(v);
-  __builtin_memcpy(p, &bits, sizeof(bits));
-}
 
 // The first n lanes; on load the others are zero.
 #if FUSED_LSTM_VECTOR_BYTES == 64
@@ -91,9 +84,6 @@ FUSED_LSTM_INLINE void store_some(float* p, VecF v, int n) {
 }
 FUSED_LSTM_INLINE void store_some(double* p, VecD v, int n) {
   _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
-}
-FUSED_LSTM_INLINE void store_some(bfloat16* p, VecF v, int n) {
-  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)narrow(v));
 }
 #else
 template <class T>
