@@ -69,9 +69,8 @@ py::dict facts_of(const CpuPlan& plan) {
 }
 
 py::object last_plan(bool backward) {
-  const LastPlans& last = last_plans();
-  if (!(backward ? last.ran_backward : last.ran_forward)) return py::none();
-  return facts_of(backward ? last.backward : last.forward);
+  const std::optional<CpuPlan>& last = backward ? last_plans().backward : last_plans().forward;
+  return last ? py::object(facts_of(*last)) : py::none();
 }
 
 // `m` with the facts that are given by name.

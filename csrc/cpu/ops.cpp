@@ -82,7 +82,6 @@ void run_forward(const LayerCall& call, const Dense& t, const c10::List<bool>& r
         const CallMemory workspace(forward_workspace(args, plan));
         return forward(args, plan, workspace.data());
       });
-  last_plans().ran_forward = true;
 }
 
 template <class T>
@@ -124,7 +123,6 @@ void run_backward(const LayerCall& call, const Dense& t, const Saved& s,
         const CallMemory workspace(backward_workspace(args, plan));
         return backward(args, plan, workspace.data());
       });
-  last_plans().ran_backward = true;
 }
 
 }  // namespace

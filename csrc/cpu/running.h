@@ -1,6 +1,8 @@
 // What plans are asked for from outside, and which plans ran.
 #pragma once
 
+#include <optional>
+
 #include "plan.h"
 
 namespace fused_lstm::cpu {
@@ -9,10 +11,9 @@ namespace fused_lstm::cpu {
 PlanRequest requested_plan();
 void request_plan(const PlanRequest& request);
 
-// The plans of the last calls on this thread.
+// The plans of the last calls on this thread, if there was one.
 struct LastPlans {
-  CpuPlan forward, backward;
-  bool ran_forward = false, ran_backward = false;
+  std::optional<CpuPlan> forward, backward;
 };
 LastPlans& last_plans();
 

@@ -341,7 +341,6 @@ class Stream {
         [&](const CpuPlan& plan) {
           return forward(args, plan, workspace_.at_least(forward_workspace(args, plan)));
         });
-    last_plans().ran_forward = true;
   }
 
   const at::ScalarType given_type_, type_;
