@@ -35,27 +35,29 @@ def initialise(
     bias: Initialiser | None = "zeros",
     forget_bias: float | None = 1.0,
 ) -> None:
-    """Set the weights of an LSTM gate by gate, as Keras does unless told otherwise.
+    """Set the weights of an LSTM gate by gate; unless told otherwise by the initialisers of Keras.
 
     PyTorch draws all of them from the uniform distribution of width ``1/sqrt(H)`` around 0. Gate by
     gate matters: Xavier's bounds and orthogonality are of one gate's ``[H, I]`` or ``[H, P]``, not
-    of the four that lie in one tensor. A forget bias of 1 lets gradients pass many steps from the
-    start (Jozefowicz, Zaremba and Sutskever, 2015).
+    of the four that lie in one tensor, to which Keras applies the same initialisers. A forget bias
+    of 1 lets gradients pass many steps from the start (Jozefowicz, Zaremba and Sutskever, 2015).
 
     Args:
         layer: of ``fused_lstm`` or ``torch.nn``: an LSTM or an LSTMCell.
         input: of ``weight_ih``, and of ``weight_hr`` as a whole: a name from ``torch.nn.init``
             without its underscore (xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal,
-            orthogonal, uniform, normal, zeros), or a function that fills a tensor in place; None
-            leaves the values alone.
+            orthogonal, uniform, normal, zeros), or a function that fills a tensor in place, of
+            float32 where the layer is of a 16-bit type; None leaves the values alone.
         recurrent: likewise of ``weight_hh``.
         bias: likewise of both biases.
-        forget_bias: what both biases of the forget gate add up to; None leaves it to ``bias``.
+        forget_bias: what the biases of the forget gate, or the one there is, add up to; None
+            leaves it to ``bias``.
 
     Raises:
         TypeError: for any other module.
-        ValueError: for another name, and for a layer that has parameters other than those of
-            an LSTM, as one does whose weights are computed from others; nothing is set then.
+        ValueError: for another name, for a layer that has parameters other than those of an LSTM,
+            as one does whose weights are computed from others, and what an initialiser itself
+            raises, as Xavier's does of a bias; nothing is set then.
     """
     if not isinstance(layer, (LSTM, LSTMCell, nn.LSTM, nn.LSTMCell)):
         raise TypeError(
@@ -70,16 +72,27 @@ def initialise(
                 "is parametrized or given others"
             )
     fill_input, fill_recurrent, fill_bias = map(_function, (input, recurrent, bias))
+    fills = {"weight_ih": fill_input, "weight_hr": fill_input, "weight_hh": fill_recurrent}
+    values = {}
     for name, parameter in parameters.items():
-        kind, gates = name.split("_l")[0], parameter.chunk(4)
-        if kind == "weight_hr":
-            fill_input(parameter)
-            continue
-        fill = {"weight_ih": fill_input, "weight_hh": fill_recurrent}.get(kind, fill_bias)
-        for gate in gates:
-            fill(gate)
+        kind = name.split("_l")[0]
+        # All before any is written: what fills them may fail.
+        gates = _filled(parameter, fills.get(kind, fill_bias), 1 if kind == "weight_hr" else 4)
         if kind.startswith("bias") and forget_bias is not None:
-            gates[1].fill_(forget_bias if kind == "bias_ih" else 0.0)
+            first = kind == "bias_ih" or name.replace("_hh", "_ih") not in parameters
+            gates[1].fill_(forget_bias if first else 0.0)
+        values[name] = torch.cat(gates)
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def _filled(parameter: Tensor, fill: Callable[[Tensor], Any], parts: int) -> list[Tensor]:
+    """Copies of the parts, filled; of 16-bit types in float32, as PyTorch factors no others."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    gates = [gate.to(dtype, copy=True) for gate in parameter.chunk(parts)]
+    for gate in gates:
+        fill(gate)
+    return gates
 
 
 def _function(choice: Initialiser | None) -> Callable[[Tensor], Any]:

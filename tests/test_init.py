@@ -54,6 +54,46 @@ def test_a_name_that_is_none_leaves_all_weights_alone():
     assert all(map(torch.equal, before, values(layer)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_layers_of_other_dtypes(dtype):
+    """To the rounding of float32's values; of float64 in its own precision."""
+    layer = fused_lstm.LSTM(6, 5, 2, proj_size=3, bidirectional=True, dtype=dtype)
+    fused_lstm.initialise(layer)
+    for gate in layer.weight_hh_l1.chunk(4):
+        found = (gate.T @ gate).double()
+        units = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(found, torch.eye(3).double(), rtol=0, atol=units)
+    assert all(p.dtype == dtype for p in layer.parameters())
+
+
+@pytest.mark.parametrize("option", ["bias", "recurrent", "input"])
+def test_an_initialiser_that_fails_leaves_all_weights_alone(option):
+    def late(tensor):
+        tensor.fill_(3)
+        calls.append(1)
+        if len(calls) == 4:
+            raise ValueError("cannot")
+
+    calls, layer = [], fused_lstm.LSTM(3, 4)
+    before = values(layer)
+    with pytest.raises(ValueError, match="cannot"):
+        fused_lstm.initialise(layer, **{option: late})
+    assert all(map(torch.equal, before, values(layer)))
+    with pytest.raises(ValueError, match="fewer than 2 dimensions"):
+        fused_lstm.initialise(layer, bias="xavier_uniform")
+    assert all(map(torch.equal, before, values(layer)))
+
+
+@pytest.mark.parametrize("cls", [fused_lstm.LSTMCell, nn.LSTMCell])
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
+def test_one_bias_carries_the_forget_bias_of_both(cls, missing):
+    cell = cls(3, 4)
+    setattr(cell, missing, None)
+    fused_lstm.initialise(cell, forget_bias=2.0)
+    (bias,) = [p for name, p in cell.named_parameters() if name.startswith("bias")]
+    assert bias.tolist() == [0.0] * 4 + [2.0] * 4 + [0.0] * 8
+
+
 def test_subclasses_are_layers_too():
     class Mine(nn.LSTM):
         pass
