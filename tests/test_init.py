@@ -94,6 +94,17 @@ def test_one_bias_carries_the_forget_bias_of_both(cls, missing):
     assert bias.tolist() == [0.0] * 4 + [2.0] * 4 + [0.0] * 8
 
 
+def test_kaiming_by_both_names():
+    """The widths of torch.nn.init, which tell the uniform distribution from the normal one."""
+    layer, bound = fused_lstm.LSTM(50, 100), 1 / 50**0.5
+    fused_lstm.initialise(layer, input="kaiming_uniform")
+    largest = layer.weight_ih_l0.abs().max().item()
+    assert 2.4 * bound < largest <= 6**0.5 * bound
+    fused_lstm.initialise(layer, input="kaiming_normal")
+    assert layer.weight_ih_l0.abs().max() > 3 * bound
+    assert layer.weight_ih_l0.std().item() == pytest.approx(2**0.5 * bound, rel=0.05)
+
+
 def test_subclasses_are_layers_too():
     class Mine(nn.LSTM):
         pass
