@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 import timeit
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark.utils.timer import timer
 
+from fused_lstm._calls import Call, tensors
 from fused_lstm._explain import explain
 from fused_lstm.cell import LSTMCell
 from fused_lstm.module import LSTM
@@ -38,7 +39,7 @@ class LSTMProfile:
     algorithms: list[str]  #: what explain() says of its layers
     before: float  #: with torch.nn
     after: float
-    difference: float  #: of outputs, relative to the largest element
+    difference: float | None  #: of outputs, relative to the largest element; None: nothing to see
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Profile:
 
     before: float  #: seconds of one run with torch.nn's LSTMs
     after: float  #: and with those of this package
-    difference: float  #: of outputs, relative to the largest element
+    difference: float | None  #: of outputs, relative to the largest element; None: nothing to see
     backward: bool  #: whether gradients were computed too
     threads: int
     lstms: list[LSTMProfile]
@@ -57,7 +58,7 @@ class Profile:
         what = "forward and backward" if self.backward else "forward"
         lines = [
             f"the model, {what}, {self.threads} threads: {_ms(self.before)} -> {_ms(self.after)}, "
-            f"{self.before / self.after:.2f} times faster, outputs differ by {self.difference:.1e}"
+            f"{self.before / self.after:.2f} times faster, {_differ(self.difference)}"
         ]
         for each in self.lstms:
             shares = f"{each.before / self.before:.0%} -> {each.after / self.after:.0%}"
@@ -66,7 +67,7 @@ class Profile:
                 f"{each.name}: input {shapes}, {each.calls} call{'s' * (each.calls != 1)}",
                 f"    {_ms(each.before)} -> {_ms(each.after)}, "
                 f"{each.before / each.after:.2f} times faster, {shares} of the model, "
-                f"outputs differ by {each.difference:.1e}",
+                f"{_differ(each.difference)}",
                 *(f"    {line}" for line in each.algorithms),
             ]
         return "\n".join([*lines, *self.left_alone])
@@ -86,6 +87,9 @@ def profile(
     is left as it was found, whichever LSTMs it has: so are its buffers, which a forward pass in
     training mode may change, and the state of the random numbers.
 
+    Outputs are the tensors of floating point in what the model returns: in tuples, lists, mappings
+    and dataclasses.
+
     Args:
         model: any module; its training mode is kept.
         example_inputs: a tuple of positional arguments, a mapping of keyword arguments, or the one
@@ -100,26 +104,32 @@ def profile(
 
     Raises:
         ValueError: if the model has no LSTM that can be swapped, none is called, or one with
-            options that torch.nn.LSTM does not take or by methods that it has not; for no rounds.
+            options that torch.nn.LSTM does not take or by methods that it has not; with
+            ``backward``, if no output requires a gradient; for no rounds.
     """
     if rounds < 1:
         raise ValueError(f"expected at least 1 round, got {rounds}")
     with _left_as_found(model):
-        found = _profile(model, _Call.of(example_inputs), backward, rounds)
+        found = _profile(model, Call.of(example_inputs), backward, rounds)
     if say:
         say(str(found))
     return found
 
 
-def _profile(model: nn.Module, arguments: _Call, backward: bool, rounds: int) -> Profile:
+def _profile(model: nn.Module, arguments: Call, backward: bool, rounds: int) -> Profile:
     left_alone: list[str] = []
     restore_lstm(model, say=None)
     lstms = _swappable(model, left_alone)
     if not lstms:
         raise ValueError("the model has no torch.nn.LSTM or LSTMCell that can be swapped")
-    seen = _watch(model, arguments, lstms, backward)
+    seen, derived = _watch(model, arguments, lstms, backward)
     if not seen:
         raise ValueError("these inputs reach no LSTM of the model")
+    if backward and not derived:
+        raise ValueError(
+            "expected outputs that require a gradient, of a parameter or an input, for backward: "
+            "found none in tuples, lists, mappings and dataclasses of what the model returns"
+        )
     before, after = _by_turns(model, _runner(model, [arguments], backward), rounds)
     return Profile(
         before,
@@ -155,54 +165,6 @@ def _left_as_found(model: nn.Module) -> Iterator[None]:
                     module._buffers[name] = buffer.copy_(value)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of one call."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def of(cls, inputs: Any) -> _Call:
-        if isinstance(inputs, Mapping):
-            return cls((), dict(inputs))
-        # A PackedSequence is a tuple too, and one argument.
-        return cls(tuple(inputs) if type(inputs) in (tuple, list) else (inputs,), {})
-
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(t.shape) for t in _tensors((self.args, self.kwargs)))
-
-    def detached(self) -> _Call:
-        """The same values, without the graph that computed them."""
-        return _Call(*_map(lambda t: t.detach().requires_grad_(t.requires_grad), self))
-
-
-def _map(change: Callable[[Tensor], Tensor], call: _Call) -> tuple[tuple, dict]:
-    def walk(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return change(value) if value.is_floating_point() else value
-        if isinstance(value, nn.utils.rnn.PackedSequence):
-            return value._replace(data=change(value.data))
-        if type(value) in (tuple, list):
-            return type(value)(walk(each) for each in value)
-        return value
-
-    return walk(call.args), {name: walk(value) for name, value in call.kwargs.items()}
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every floating-point tensor of nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _tensors(each)
-
-
 def _swappable(model: nn.Module, left_alone: list[str]) -> dict[nn.Module, str]:
     """Modules that replace_lstm would swap, with their names; it is not swapped afterwards."""
     replace_lstm(model, say=lambda line: left_alone.append(line) if ": left as " in line else None)
@@ -212,21 +174,24 @@ def _swappable(model: nn.Module, left_alone: list[str]) -> dict[nn.Module, str]:
 
 
 def _watch(
-    model: nn.Module, arguments: _Call, lstms: dict[nn.Module, str], backward: bool
-) -> dict[nn.Module, dict[tuple, list]]:
-    """The calls of each LSTM in one run: ``[call, how often]`` for each set of shapes."""
+    model: nn.Module, arguments: Call, lstms: dict[nn.Module, str], backward: bool
+) -> tuple[dict[nn.Module, dict[tuple, list]], bool]:
+    """The calls of each LSTM in one run: ``[call, how often]`` for each set of shapes.
+
+    And whether gradients were computed in it.
+    """
     seen: dict[nn.Module, dict[tuple, list]] = {}
 
     def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         _refuse_options(lstms[module], kwargs)
-        call = _Call(args, kwargs)
+        call = Call(args, kwargs)
         calls = seen.setdefault(module, {})
         key = call.shapes() if len(calls) < _KEPT_CALLS else next(iter(calls))
         calls.setdefault(key, [call.detached(), 0])[1] += 1
 
     hooks = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in lstms]
     try:
-        _runner(model, [arguments], backward)()
+        derived = _runner(model, [arguments], backward)()
     except AttributeError as error:
         if error.obj in lstms and hasattr(LSTM, error.name):
             _refuse(lstms[error.obj], f"by .{error.name}", "has not")
@@ -234,7 +199,7 @@ def _watch(
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return seen, derived
 
 
 def _refuse_options(name: str, kwargs: dict[str, Any]) -> None:
@@ -251,20 +216,27 @@ def _refuse(name: str, how: str, lacks: str) -> NoReturn:
     )
 
 
-def _runner(model: nn.Module, calls: list[_Call], backward: bool) -> Callable[[], object]:
-    """A function that runs the model on each of the calls."""
+def _runner(model: nn.Module, calls: list[Call], backward: bool) -> Callable[[], bool]:
+    """A function that runs the model on each of the calls, and says if it computed gradients."""
 
-    def run() -> None:
+    def run() -> bool:
+        derived = False
         for call in calls:
             with torch.set_grad_enabled(backward):
-                outputs = [t for t in _tensors(model(*call.args, **call.kwargs)) if t.requires_grad]
-            if outputs:
-                wanted = [p for p in model.parameters() if p.requires_grad]
-                wanted += [t for t in _tensors((call.args, call.kwargs)) if t.requires_grad]
+                outputs = [t for t in tensors(model(*call.args, **call.kwargs)) if t.requires_grad]
+            if outputs and (wanted := _wanted(model, call)):
                 ones = [torch.ones_like(t) for t in outputs]
                 torch.autograd.grad(outputs, wanted, ones, allow_unused=True)
+                derived = True
+        return derived
 
     return run
+
+
+def _wanted(model: nn.Module, call: Call) -> list[Tensor]:
+    """What gradients are computed of."""
+    candidates = (*model.parameters(), *tensors((call.args, call.kwargs)))
+    return [t for t in candidates if t.requires_grad]
 
 
 def _by_turns(module: nn.Module, run: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -297,22 +269,22 @@ def _eval(module: nn.Module) -> Iterator[None]:
             each.training = mode
 
 
-def _difference(module: nn.Module, calls: list[_Call]) -> float:
+def _difference(module: nn.Module, calls: list[Call]) -> float | None:
     """Largest difference of outputs with and without fused LSTMs, over the largest element.
 
-    Of those of floating point; 0 where there are none.
+    Of those of floating point; None where there are none.
     """
     results = []
     with _eval(module), torch.no_grad():
         for swap in (restore_lstm, replace_lstm):
             swap(module, say=None)
             results.append(
-                [t.double() for call in calls for t in _tensors(module(*call.args, **call.kwargs))]
+                [t.double() for call in calls for t in tensors(module(*call.args, **call.kwargs))]
             )
     restore_lstm(module, say=None)
     pairs = [(a, b) for a, b in zip(*results, strict=True) if a.numel()]
     relative = (((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
-    return max(relative, default=0.0)
+    return max(relative, default=None)
 
 
 def _profile_lstm(
@@ -323,7 +295,7 @@ def _profile_lstm(
         one = _by_turns(module, _runner(module, [call], backward), rounds)
         before, after = before + times * one[0], after + times * one[1]
     calls = [call for call, _ in seen.values()]
-    inputs = [next(_tensors((call.args, call.kwargs))) for call in calls]
+    inputs = [next(tensors((call.args, call.kwargs))) for call in calls]
     return LSTMProfile(
         name,
         list(dict.fromkeys(tuple(x.shape) for x in inputs)),
@@ -335,7 +307,7 @@ def _profile_lstm(
     )
 
 
-def _algorithms(module: nn.Module, call: _Call, backward: bool) -> list[str]:
+def _algorithms(module: nn.Module, call: Call, backward: bool) -> list[str]:
     """What explain() says of each layer; layers that do the same share a line."""
     input = call.args[0] if call.args else call.kwargs["input"]
     replace_lstm(module, say=None)
@@ -348,6 +320,12 @@ def _algorithms(module: nn.Module, call: _Call, backward: bool) -> list[str]:
             layer, _, what = line.strip().partition(": ")
             layers.setdefault(what, []).append(layer)
     return [f"{', '.join(names)}: {what}" for what, names in layers.items()]
+
+
+def _differ(difference: float | None) -> str:
+    if difference is None:
+        return "no outputs of floating point to compare"
+    return f"outputs differ by {difference:.1e}"
 
 
 def _ms(seconds: float) -> str:

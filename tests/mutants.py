@@ -37,7 +37,10 @@ CODE = {
 }
 SHARE = {"c++": 0.7, "python": 0.3}
 # Nothing but time depends on these: what the machine is measured with, and reports.
-NO_RESULT = {"machine.cpp", "machine.h", "probes.cpp", "probes.h", "__main__.py", "_profile.py"}
+NO_RESULT = {
+    *("machine.cpp", "machine.h", "probes.cpp", "probes.h"),
+    *("__main__.py", "_profile.py", "_calls.py"),
+}
 # Those that notice most faults come first; of no use here are the GPU's and the benchmark's.
 TESTS = [
     *("layer_values", "cpu_forced_plans", "gradients", "sequences", "streaming", "recompute"),
