@@ -242,16 +242,17 @@ def _wanted(model: nn.Module, call: Call) -> list[Tensor]:
 def _by_turns(module: nn.Module, run: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Median seconds of ``run`` with torch.nn's LSTMs in ``module``, and with the fused ones."""
     seconds: dict[Callable, list[float]] = {restore_lstm: [], replace_lstm: []}
-    repeats = 1
-    for turn in range(-1, rounds):  # the first is not counted: it may allocate
-        order = list(seconds) if turn % 2 else list(reversed(seconds))
-        for swap in order:
-            swap(module, say=None)
-            elapsed = timeit.Timer(run, timer=timer).timeit(repeats) / repeats
-            if turn >= 0:
-                seconds[swap].append(elapsed)
-        if turn < 0:
-            repeats = max(1, math.ceil(_SHORTEST / max(elapsed, 1e-9)))
+
+    def measure(swap: Callable, repeats: int) -> float:
+        swap(module, say=None)
+        run()  # not timed: it finds nothing in the caches, and the very first measures the machine
+        return timeit.Timer(run, timer=timer).timeit(repeats) / repeats
+
+    shortest = min(measure(swap, 1) for swap in seconds)
+    repeats = max(1, math.ceil(_SHORTEST / max(shortest, 1e-9)))
+    for turn in range(rounds):
+        for swap in list(seconds) if turn % 2 else list(reversed(seconds)):
+            seconds[swap].append(measure(swap, repeats))
     restore_lstm(module, say=None)
     before, after = (statistics.median(each) for each in seconds.values())
     return before, after

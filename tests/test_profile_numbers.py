@@ -23,6 +23,78 @@ def _quickly(monkeypatch):
     torch.set_num_threads(1)
 
 
+# Times
+
+
+MS = 2.0**-10  # about: its multiples are exact
+
+
+class FakeLSTM:
+    """Runs of known length: of an ``nn.LSTM`` 4 ms, of ours 1 ms, the first of each a second more.
+
+    The first after the other one's turn takes 7 ms more, and in the third round all take 50.
+    """
+
+    def __init__(self):
+        self.module, self.now, self.last, self.known = nn.LSTM(4, 6), 0.0, None, set()
+        self.timed = []  # begin and end of each block
+
+    def timer(self):
+        self.timed.append(self.now)
+        return self.now
+
+    def run(self):
+        kind = type(self.module)
+        self.now += (4 if kind is nn.LSTM else 1) * MS
+        self.now += (kind not in self.known) * 1.0 + (kind is not self.last) * 7 * MS
+        if len(self.timed) // 4 == 3:
+            self.now += 50 * MS
+        self.known.add(kind)
+        self.last = kind
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = FakeLSTM()
+    monkeypatch.setattr(_profile, "timer", fake.timer)
+    return fake
+
+
+def test_a_time_is_the_median_of_warm_runs(fake):
+    assert _profile._by_turns(fake.module, fake.run, rounds=5) == (4 * MS, MS)
+    assert type(fake.module) is nn.LSTM
+
+
+def test_what_is_timed_is_long_enough(fake):
+    """Of both, also where what measures the machine comes before."""
+    _profile._by_turns(fake.module, fake.run, rounds=5)
+    blocks = [b - a for a, b in zip(fake.timed[::2], fake.timed[1::2], strict=True)]
+    assert len(blocks) == 2 + 2 * 5
+    assert min(blocks[2:]) == 11 * MS > _profile._SHORTEST > 10 * MS
+    assert max(blocks[2:6]) == 11 * 4 * MS
+
+
+def test_the_turns_change(fake):
+    order = []
+    _profile._by_turns(fake.module, lambda: order.append(type(fake.module)) or fake.run(), rounds=4)
+    order = [kind for kind, last in zip(order, [None, *order], strict=False) if kind is not last]
+    ours, theirs = fused_lstm.LSTM, nn.LSTM
+    assert order == [theirs, ours, theirs, ours, theirs, ours]
+
+
+def test_the_report_in_numbers():
+    lstm = _profile.LSTMProfile("rnn", [(7, 3, 4)], 2, ["layer 0: panels"], 0.03, 0.01, 2e-7)
+    found = _profile.Profile(0.04, 0.016, 1e-6, False, 2, [lstm], ["odd: left as it is"])
+    assert str(found).splitlines() == [
+        "the model, forward, 2 threads: 40 ms -> 16 ms, 2.50 times faster, outputs differ by "
+        "1.0e-06",
+        "rnn: input [7, 3, 4], 2 calls",
+        "    30 ms -> 10 ms, 3.00 times faster, 75% -> 62% of the model, outputs differ by 2.0e-07",
+        "    layer 0: panels",
+        "odd: left as it is",
+    ]
+
+
 # What counts as an output, and as a gradient
 
 
