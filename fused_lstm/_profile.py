@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.benchmark.utils.timer import timer
 
 from fused_lstm._calls import Call, tensors
@@ -296,10 +297,11 @@ def _profile_lstm(
         one = _by_turns(module, _runner(module, [call], backward), rounds)
         before, after = before + times * one[0], after + times * one[1]
     calls = [call for call, _ in seen.values()]
-    inputs = [next(tensors((call.args, call.kwargs))) for call in calls]
+    inputs = map(_input, calls)
+    shapes = [tuple((x.data if isinstance(x, PackedSequence) else x).shape) for x in inputs]
     return LSTMProfile(
         name,
-        list(dict.fromkeys(tuple(x.shape) for x in inputs)),
+        list(dict.fromkeys(shapes)),
         sum(times for _, times in seen.values()),
         _algorithms(module, calls[0], backward),
         before,
@@ -308,12 +310,16 @@ def _profile_lstm(
     )
 
 
+def _input(call: Call) -> Tensor | PackedSequence:
+    """Of an LSTM; in a call by keywords a state may come before it."""
+    return call.args[0] if call.args else call.kwargs["input"]
+
+
 def _algorithms(module: nn.Module, call: Call, backward: bool) -> list[str]:
     """What explain() says of each layer; layers that do the same share a line."""
-    input = call.args[0] if call.args else call.kwargs["input"]
     replace_lstm(module, say=None)
     with torch.set_grad_enabled(backward):
-        lines = explain(module, input).splitlines()[1:]
+        lines = explain(module, _input(call)).splitlines()[1:]
     restore_lstm(module, say=None)
     layers: dict[str, list[str]] = {}
     for line in lines:

@@ -95,6 +95,38 @@ def test_the_report_in_numbers():
     ]
 
 
+# The calls of an LSTM
+
+
+class Encoder(nn.Module):
+    """Calls its LSTM once with each of these numbers of steps, by keywords, the state first."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.lstm = steps, nn.LSTM(4, 6)
+
+    def forward(self, x):
+        state = (x.new_zeros(1, 3, 6), x.new_zeros(1, 3, 6))
+        return [self.lstm(hx=state, input=x[:n])[0] for n in self.steps]
+
+
+@pytest.mark.usefixtures("_quickly")
+def test_shapes_are_those_of_the_input():
+    (lstm,) = profile(Encoder([7, 2]), X).lstms
+    assert lstm.shapes == [(7, 3, 4), (2, 3, 4)]
+
+
+def test_eight_calls_are_measured_on_their_own(monkeypatch):
+    """Those of further shapes count as the first."""
+    seconds = iter([(9.0, 9.0), *((float(n), 0.5 * n) for n in range(1, 9))])
+    monkeypatch.setattr(_profile, "_by_turns", lambda module, run, rounds: next(seconds))
+    (lstm,) = profile(Encoder([*range(1, 11)]), torch.randn(10, 3, 4)).lstms
+    assert lstm.shapes == [(n, 3, 4) for n in range(1, 9)]
+    assert lstm.calls == 10
+    assert lstm.before == 3 * 1 + sum(range(2, 9))
+    assert lstm.after == 0.5 * lstm.before
+
+
 # What counts as an output, and as a gradient
 
 
