@@ -45,17 +45,18 @@ def explain(
         Lines to print.
 
     Raises:
-        TypeError: for any other module, and for arguments of a type or for a cell that the module
-            refuses.
-        ValueError: for shapes and lengths that it refuses.
+        TypeError: for any other module, for arguments of a type that it refuses, for options of a
+            cell, and for a ``recompute`` of the module that is no int.
+        ValueError: for shapes and lengths that it refuses, and a negative ``recompute``.
     """
     if not isinstance(module, (LSTM, LSTMCell)):
         raise TypeError(
             "explain() takes a fused_lstm.LSTM or fused_lstm.LSTMCell, "
             f"got {type(module).__module__}.{type(module).__qualname__}"
         )
+    recompute = getattr(module, "recompute", 0)
     _refuse_what_the_module_does(
-        module, input, SequenceCall(lengths, reset, None, return_cells, return_gates)
+        module, input, SequenceCall(lengths, reset, None, return_cells, return_gates, recompute)
     )
     data = input.data if isinstance(input, PackedSequence) else input
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data) or data.dtype
@@ -85,7 +86,7 @@ def explain(
     if no_kernel is not None and (lengths is not None or reset is not None):
         return "\n".join([*lines, f"  every layer: plain PyTorch, step by step: {no_kernel}"])
     inside = return_cells or return_gates
-    if recompute := getattr(module, "recompute", 0):
+    if recompute:
         lines.append(f"  recompute: {_recompute(recompute, training, inside, no_kernel)}")
     if not steps:
         return "\n".join([*lines, "  every layer: nothing to compute"])

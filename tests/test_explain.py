@@ -203,6 +203,17 @@ def test_calls_that_the_layer_refuses(extension, name):
 
 
 @pytest.mark.parametrize(
+    ("recompute", "words"),
+    [(-1, "at least 0, got -1"), (2.5, "as an int, got float"), ("a", "as an int, got str")],
+)
+def test_recompute_is_checked_as_in_a_call(extension, recompute, words):
+    module = fused_lstm.LSTM(4, 8, recompute=recompute)
+    for run in (module, lambda x: fused_lstm.explain(module, x)):
+        with pytest.raises((TypeError, ValueError), match=f"expected recompute.*{words}"):
+            run(X)
+
+
+@pytest.mark.parametrize(
     ("name", "value"), [("lengths", torch.tensor([1])), ("reset", RESET), ("return_cells", True)]
 )
 def test_a_cell_has_no_sequences(extension, name, value):
