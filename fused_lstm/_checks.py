@@ -20,6 +20,23 @@ State = tuple[Tensor, Tensor]
 HALF_A_STATE = "expected hx of two tensors, got None in the place of one: pass hx=None for zeros"
 
 
+def pair(states: Any, expected: str, kind: type = Tensor) -> tuple[Any, Any]:
+    """``(h, c)``: a tensor is not taken apart, as one of two layers could be.
+
+    Raises:
+        ValueError: for anything but a tuple or list of two of this kind.
+    """
+    if not isinstance(states, (tuple, list)):
+        got = type(states).__name__
+    elif len(states) != 2:
+        got = f"{len(states)} of them"
+    elif all(isinstance(state, kind) and state is not None for state in states):
+        return states[0], states[1]
+    else:
+        got = " and ".join(type(state).__name__ for state in states)
+    raise ValueError(f"expected {expected}, got {got}")
+
+
 def check_shapes(
     x: Tensor,
     h0: Tensor | None,

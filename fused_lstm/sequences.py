@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import _onnx, _ops, _transforms, autograd, reference
-from fused_lstm._checks import State
+from fused_lstm._checks import State, pair
 
 Layer = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
@@ -115,11 +115,9 @@ class SequenceCall:
             )
         if self.reset_hx is None:
             return
-        if len(self.reset_hx) != 2 or self.reset_hx[0] is None or self.reset_hx[1] is None:
-            raise ValueError("expected reset_hx of two tensors, or None for zeros")
         batch = 1 if input.dim() == 2 else input.shape[0 if self._batch_first else 1]
         dims = input.dim()
-        for state in self.reset_hx:
+        for state in pair(self.reset_hx, "reset_hx of two tensors, or None for zeros"):
             fits = state.dim() == dims and state.shape[0] == groups
             if not fits or (dims == 3 and state.shape[1] not in (1, batch)):
                 shape = f"{groups}, features" if dims == 2 else f"{groups}, {batch} or 1, features"

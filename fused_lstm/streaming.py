@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fused_lstm import _ops, _transforms
-from fused_lstm._checks import State
+from fused_lstm._checks import State, pair
 
 if TYPE_CHECKING:
     from fused_lstm.module import LSTM
+
+
+STATES = "states (h, c), two tensors"
 
 
 def refuse_both_directions(layer: LSTM, what: str) -> None:
@@ -45,23 +48,6 @@ def _batch_size(batch: Any) -> int:
     except TypeError:
         pass
     raise TypeError(f"expected batch as an int, got {type(batch).__name__}")
-
-
-def _pair(states: Any, kinds: type | tuple[type, ...]) -> tuple[Any, Any]:
-    """``(h, c)``: a tensor is not taken apart, as one of two layers could be.
-
-    Raises:
-        ValueError: for anything but a tuple or list of two of these kinds.
-    """
-    if not isinstance(states, (tuple, list)):
-        got = type(states).__name__
-    elif len(states) != 2:
-        got = f"{len(states)} of them"
-    elif all(isinstance(state, kinds) and state is not None for state in states):
-        return states[0], states[1]
-    else:
-        got = " and ".join(type(state).__name__ for state in states)
-    raise ValueError(f"expected states (h, c), two tensors, got {got}")
 
 
 def _mode(name: str) -> Any:
@@ -257,7 +243,7 @@ class Stream:
 
     @state.setter
     def state(self, state: State) -> None:
-        pairs = [*zip((self._h, self._c), _pair(state, Tensor), strict=True)]
+        pairs = [*zip((self._h, self._c), pair(state, STATES, Tensor), strict=True)]
         for own, given in pairs:
             if given.shape != own.shape:
                 raise ValueError(
@@ -286,7 +272,7 @@ class Stream:
             if which.numel() == 0:
                 which = which.long()  # no row; the dtype says nothing
         own = (self._h, self._c)
-        given = (0.0, 0.0) if to is None else _pair(to, object)
+        given = (0.0, 0.0) if to is None else pair(to, STATES, object)
         values = [
             torch.as_tensor(value, dtype=t.dtype, device=t.device).detach().expand_as(t[:, which])
             for t, value in zip(own, given, strict=True)

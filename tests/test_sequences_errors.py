@@ -18,8 +18,10 @@ ERRORS = {
     "state without mask": (ValueError, "needs the mask"),
     "state shape": (ValueError, r"of shape \[1, 4 or 1, features\] in reset_hx, got \[1, 3, 6\]"),
     "state of unbatched": (ValueError, r"of shape \[1, features\] in reset_hx, got \[1, 3, 6\]"),
-    "half a state": (ValueError, "expected reset_hx of two tensors, or None"),
-    "a state of one": (ValueError, "expected reset_hx of two tensors, or None"),
+    "half a state": (ValueError, "of two tensors, or None for zeros, got Tensor and NoneType"),
+    "a state of one": (ValueError, "expected reset_hx of two tensors, or None.*, got 1 of them"),
+    "a state of numbers": (ValueError, "expected reset_hx of two tensors.*, got float and float"),
+    "no state": (ValueError, "expected reset_hx of two tensors, or None for zeros, got int"),
     "unbatched": (ValueError, "batched input"),
 }
 
@@ -45,6 +47,8 @@ def test_refusals(name):
         "state of unbatched": (x[:, 0], dict(reset=MASK[:, 0], reset_hx=bad_state)),
         "half a state": (x, dict(reset=MASK, reset_hx=(bad_state[0], None))),
         "a state of one": (x, dict(reset=MASK, reset_hx=bad_state[:1])),
+        "a state of numbers": (x, dict(reset=MASK, reset_hx=(1.0, 2.0))),
+        "no state": (x, dict(reset=MASK, reset_hx=3)),
         "unbatched": (x[:, 0], dict(lengths=torch.tensor([3]))),
     }[name]
     kind, words = ERRORS[name]
