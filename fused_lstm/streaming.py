@@ -118,14 +118,20 @@ class Stream:
         if state is not None:
             self.state = state
         self._dtype, self._device, self._ids = like.dtype, like.device, ids
-        self._parameter = next(layer.parameters())
+        self._parameter = self._followed()
+
+    def _followed(self) -> Tensor:
+        """What says which dtype and device the layer has: a parameter, or a weight that is none."""
+        for parameter in self._layer.parameters():
+            return parameter
+        return self._layer.weight_ih_l0
 
     def _weight_ids(self) -> list[int]:
         return [*map(id, self._layer._parameters.values())]
 
     def _layer_has_changed(self) -> bool:
         """Whether it has other weights now, or these in another dtype or on another device."""
-        now = self._parameter
+        now = self._followed()
         return (
             self._ids != self._weight_ids()
             or now.dtype != self._dtype

@@ -240,3 +240,19 @@ def test_nans_are_no_change(extension, layer):
     stream = layer.stream(B)
     stream(torch.randn(B, I))
     assert not stream.outdated
+
+
+def test_weights_that_are_no_parameters(backend, layer):
+    """Plain attributes, as a network that computes the weights of another sets them."""
+    stream = layer.stream(B)
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+    for dtype in (torch.float32, torch.float64):
+        for name, weight in weights.items():
+            layer._parameters.pop(name, None)
+            setattr(layer, name, 0.9 * weight.to(dtype))
+        x, state = torch.randn(B, I, dtype=dtype), tuple(s.to(dtype) for s in stream.state)
+        assert_runs_as(layer.stream(B), layer, x)
+        with torch.no_grad():
+            wanted, states = layer(x.unsqueeze(0), state)
+        torch.testing.assert_close(stream(x), wanted[0])
+        torch.testing.assert_close(stream.state, states)
