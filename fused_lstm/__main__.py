@@ -145,8 +145,8 @@ def main(arguments: list[str]) -> int:
     """Print the report and run the self-test, or ``profile`` a model.
 
     Returns:
-        0 if every comparison passed and the fused kernels run (or are switched off), else 1; of
-        ``profile`` what it returns.
+        0 if every comparison passed and the extension is there (or switched off), else 1; a build
+        for the CPU alone is one, also beside a GPU. Of ``profile`` what it returns.
     """
     if arguments[:1] == ["profile"]:
         return _profile.main(arguments[1:])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import fused_lstm
 from fused_lstm import __main__ as command
 from fused_lstm import _ops
 
@@ -21,6 +22,90 @@ def test_every_dtype_is_reported_and_tested(extension, capsys):
         name = command.name_of(dtype)
         assert f"cpu {name}".ljust(17) + "fused" in lines
         assert f"self-test        cpu {name}: passed" in lines
+
+
+def too_large(forward, factor):
+    """Outputs."""
+
+    def wrong(self, *args, **options):
+        y, state = forward(self, *args, **options)
+        return factor * y, state
+
+    return wrong
+
+
+def too_steep(forward, factor):
+    """Gradients alone."""
+
+    def wrong(self, *args, **options):
+        y, state = forward(self, *args, **options)
+        y = y.view_as(y)
+        y.register_hook(lambda gradient: factor * gradient)
+        return y, state
+
+    return wrong
+
+
+@pytest.mark.parametrize("fault", [too_large, too_steep])
+@pytest.mark.parametrize(
+    ("factor", "seen"),
+    [(1.01, {"float32", "float64"}), (1.5, {"float32", "float64", "bfloat16", "float16"})],
+)
+def test_wrong_numbers_fail(monkeypatch, capsys, fault, factor, seen):
+    """Of 16-bit types one per cent is a few units in the last place."""
+    monkeypatch.setattr(fused_lstm.LSTM, "forward", fault(fused_lstm.LSTM.forward, factor))
+    assert command.main([]) == 1
+    said = capsys.readouterr().out
+    lines = re.findall(r"^self-test        cpu (\w+): (.+) is off by .+, allowed are", said, re.M)
+    assert seen <= {dtype for dtype, _ in lines}
+    where = "gradient of " if fault is too_steep else "y"
+    assert all(what.startswith(where) for _, what in lines)
+
+
+WITHOUT = """
+import sys
+sys.modules["fused_lstm._C"] = None
+from fused_lstm.__main__ import main
+sys.exit(main([]))
+"""
+
+
+@pytest.mark.parametrize(("disable", "status"), [("0", 1), ("1", 0)])
+def test_an_extension_that_is_missing_fails_unless_it_is_switched_off(disable, status):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FUSED_LSTM_DISABLE": disable},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == status, result.stderr
+    assert re.search(r"^extension +none: ", result.stdout, re.M)
+    assert result.stdout.count("fallback: ") == len(_ops.DTYPES)
+    assert result.stdout.count(": passed") == len(_ops.DTYPES)
+
+
+FACTS = {
+    **{"lanes": 16, "multiply_ns": 0.25, "l2_bytes": 3 * 2**19, "l2_rate": 96.4},
+    **{"shared_rate": 79, "shared_rate_all": 30, "barrier_ns_all": 500, "fork_ns_all": 3000},
+}
+
+
+def test_the_machine_in_numbers():
+    """16 multiply-adds in a quarter of a nanosecond are 128 operations in one."""
+    alone = "128 GFLOP/s a core; L2 1.5 MiB, 96 GB/s; shared cache 79 GB/s"
+    assert command.machine_line({**FACTS, "threads": 1}) == alone
+    team = ", 30 with all; barrier 500 ns, starting 2 threads 3000 ns"
+    assert command.machine_line({**FACTS, "threads": 2}) == alone + team
+
+
+@pytest.mark.parametrize(
+    ("openmp", "line"), [(True, "yes"), (False, "no: the kernels run on one thread")]
+)
+def test_a_build_without_openmp_says_so(extension, monkeypatch, openmp, line):
+    built = {**extension.build_info(), "openmp": openmp}
+    monkeypatch.setattr(extension, "build_info", lambda: built)
+    assert dict(command.report())["openmp"] == line
 
 
 @pytest.mark.parametrize("arguments", [["--anything"], ["profil", "mine:make"], ["--rounds", "3"]])
