@@ -57,6 +57,23 @@ def test_it_plans_what_would_run(extension, monkeypatch):
     assert all(a["proj_size"] == 3 and a["training"] for a in asked)
 
 
+def test_what_is_frozen_is_inference(extension):
+    """Gradients are recorded where something requires one, whatever mode there is."""
+    module, x = fused_lstm.LSTM(8, 16), torch.randn(5, 2, 8)
+    assert fused_lstm.explain(module, x).splitlines()[0].endswith(", gradients recorded")
+    module.requires_grad_(False)
+    assert fused_lstm.explain(module, x).splitlines()[0].endswith(", inference")
+    x.requires_grad_()
+    assert fused_lstm.explain(module, x).splitlines()[0].endswith(", gradients recorded")
+
+
+def test_autocast_leaves_float64_alone(extension):
+    module, x = fused_lstm.LSTM(8, 16).double(), torch.randn(5, 2, 8).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x)[0].dtype == torch.float64
+        assert "batch 2, float64 on cpu" in fused_lstm.explain(module, x)
+
+
 def test_rejected_plans_have_a_line_each(extension, monkeypatch):
     def plan(**arguments):
         return {
