@@ -179,3 +179,15 @@ def test_a_module_prepared_for_quantization_is_left_and_reported(model):
     assert type(model.encoder[0]) is nn.LSTM
     assert "encoder.0: left as" in said[0]
     assert "prepared for quantization" in said[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_prepared_for_quantization_is_restored(model):
+    """Quantization looks for PyTorch's own class, so nothing keeps that from coming back."""
+    quantization = pytest.importorskip("torch.ao.quantization")
+    fused_lstm.replace_lstm(model, say=None)
+    config = {fused_lstm.LSTM: quantization.default_dynamic_qconfig}
+    quantization.propagate_qconfig_(model, config)
+    assert model.encoder[0].qconfig is not None
+    fused_lstm.restore_lstm(model, say=None)
+    assert type(model.encoder[0]) is nn.LSTM
