@@ -37,7 +37,20 @@ def test_fx_takes_the_layers_whole(backend, x):
     assert modules == ["lstm", "cell"]
     torch.testing.assert_close(graph(x), model(x))
     theirs = torch.fx.symbolic_trace(Model(nn.LSTM, nn.LSTMCell))
-    assert [n.op for n in graph.graph.nodes] == [n.op for n in theirs.graph.nodes]
+    for ours, plain in zip(graph.graph.nodes, theirs.graph.nodes, strict=True):
+        assert (ours.op, ours.kwargs) == (plain.op, plain.kwargs)
+
+
+def test_fx_records_the_options_that_ask_for_something(x):
+    class Asking(Model):
+        def forward(self, x):
+            return self.lstm(x, lengths=None, return_cells=True, return_gates=False)
+
+    model = Asking()
+    graph = torch.fx.symbolic_trace(model)
+    (call,) = [node for node in graph.graph.nodes if node.op == "call_module"]
+    assert call.kwargs == {"return_cells": True}
+    torch.testing.assert_close(graph(x), model(x))
 
 
 def test_fx_with_a_state(x):
