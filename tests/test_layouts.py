@@ -142,6 +142,9 @@ def test_options_that_the_weights_decide():
         fused_lstm.LSTM.from_concatenated(W, W, W, W, bidirectional=True)
     with pytest.raises(TypeError, match=r"expected no option that the weights decide, got bias, n"):
         fused_lstm.LSTM.from_keras(kernels, num_layers=1, bias=False)
+    for name in ("bias", "hidden_size", "input_size", "num_layers", "proj_size"):
+        with pytest.raises(TypeError, match=f"that the weights decide, got {name}$"):
+            fused_lstm.LSTM.from_keras(kernels, **{name: 1})
     assert not fused_lstm.LSTM.from_haste(kernels, bidirectional=False).bidirectional
 
 
