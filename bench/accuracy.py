@@ -18,6 +18,15 @@ WRONG = 10.0
 # In float64 the reference is nn.LSTM itself, whose own error is not known: that of a sum of n
 # products is below n units in the last place, and gradients sum over thousands of rows.
 FLOAT64_UNITS = 1000
+# What nn.LSTM itself may be off by, and so excuse in others: several times the most it was on any
+# row. In float64 that is what others may be off by, and TF32 keeps as many bits as float16.
+BASELINE_BOUNDS = {
+    torch.float64: FLOAT64_UNITS * torch.finfo(torch.float64).eps,
+    torch.float32: 1e-4,
+    torch.bfloat16: 3e-2,
+    torch.float16: 1e-2,
+}
+TF32_BOUND = BASELINE_BOUNDS[torch.float16]
 # What the tests allow (tests/oracle.py): this many times nn.LSTM's error, and units in the last
 # place of the largest element, more where so few elements make it a matter of luck who errs less.
 ALLOWED = {INFERENCE: 2, FORWARD: 2, TRAINING: 3}
@@ -106,8 +115,20 @@ def why_wrong(
     floor = max(eps or 0, torch.finfo(dtype).eps)
     if dtype == torch.float64:
         floor *= FLOAT64_UNITS / WRONG
-    for name, error in ours.items():
-        allowed = WRONG * max(theirs.get(name, 0.0), floor)
-        if not error <= allowed:  # also where the error is NaN
-            return f"{name} is off by {error:.1e} of its largest element, allowed are {allowed:.1e}"
+    return first_beyond(ours, {name: WRONG * max(theirs.get(name, 0.0), floor) for name in ours})
+
+
+def why_baseline_wrong(theirs: dict[str, float], workload: Workload) -> str:
+    """As `why_wrong`, of nn.LSTM itself, whose own error can be no excuse."""
+    bound = TF32_BOUND if workload.tf32 else BASELINE_BOUNDS[workload.dtype]
+    return first_beyond(theirs, dict.fromkeys(theirs, bound))
+
+
+def first_beyond(found: dict[str, float], allowed: dict[str, float]) -> str:
+    for name, error in found.items():
+        if not error <= allowed[name]:  # also where the error is NaN
+            return (
+                f"{name} is off by {error:.1e} of its largest element, "
+                f"allowed are {allowed[name]:.1e}"
+            )
     return ""

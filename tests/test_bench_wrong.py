@@ -32,14 +32,15 @@ def _one_call_a_round(monkeypatch):
     bench_fakes.one_call_a_round(monkeypatch)
 
 
-def broken(change):
-    """fused_lstm, with its tensors changed."""
+def broken(change, name=FUSED):
+    """A provider, with its tensors changed."""
+    right_one = PROVIDERS[name]
 
     def prepare(problem, mode):
-        right = PROVIDERS[FUSED].prepare(problem, mode)
+        right = right_one.prepare(problem, mode)
         return Prepared(right.run, lambda: change(right.check()))
 
-    return replace(PROVIDERS[FUSED], prepare=prepare)
+    return replace(right_one, prepare=prepare)
 
 
 def off_by(factor, key):
@@ -57,6 +58,38 @@ def test_a_wrong_result_has_no_speed(mode, key):
     assert measured.faster() is None
     assert wrong.error_ratio > 10
     assert measured.measurements[BASELINE].seconds
+
+
+@pytest.mark.parametrize("dtype", [*accuracy.BASELINE_BOUNDS], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_nn_lstm_excuses_nobody(monkeypatch, mode, dtype):
+    """Both are off by as much."""
+    row = replace(TINY, dtype=dtype)
+    plus_one = lambda tensors: {name: t + 1 for name, t in tensors.items()}  # noqa: E731
+    both = [broken(plus_one, name) for name in (BASELINE, FUSED)]
+    monkeypatch.setitem(PROVIDERS, BASELINE, both[0])
+    measured = Row(row, 1).measure(mode, both, budget=0).measurements
+    for each in measured.values():
+        assert each.failed.startswith("wrong: ")
+        assert not each.seconds
+    assert measured[FUSED].error_ratio is None
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_nn_lstm_is_judged_by_the_precision_of_its_row(tf32):
+    """A row of float32 in TF32 keeps the bits of float16."""
+    for dtype, bound in accuracy.BASELINE_BOUNDS.items():
+        row = replace(TINY, dtype=dtype, tf32=tf32 and dtype == torch.float32)
+        bound = 1e-2 if row.tf32 else bound
+        assert not accuracy.why_baseline_wrong({"y": 0.9 * bound}, row)
+        assert accuracy.why_baseline_wrong({"h": 0.0, "y": 1.1 * bound}, row).startswith("y is off")
+        assert accuracy.why_baseline_wrong({"y": float("nan")}, row)
+
+
+def test_a_worse_nn_lstm_that_is_right_excuses_as_much():
+    theirs = {"y": 9e-5}
+    assert not accuracy.why_wrong({"y": 8.9e-4}, theirs, torch.float32, None)
+    assert accuracy.why_wrong({"y": 9.1e-4}, theirs, torch.float32, None)
 
 
 def test_nan_is_wrong():
