@@ -116,6 +116,14 @@ def test_gradients_of_every_member_are_its_own(ensemble):
         torch.testing.assert_close(mapped[name], torch.stack(each))
 
 
+def test_the_parts_of_members_join_to_the_batch():
+    x = torch.arange(2.0 * 6 * 5).view(2, 6, 5)
+    parts = members.parts(x, 3)
+    assert parts.shape == (3, 2, 2, 5)
+    assert torch.equal(parts[1], x[:, 2:4])
+    assert torch.equal(members.joined(parts), x)
+
+
 def test_what_cannot_have_members_leaves_their_rows_alone():
     row = Workload("row", DENSE, 6, 4, 5, (6,), members=3)
     assert not PROVIDERS["whole"].why_not(row, INFERENCE)
