@@ -110,11 +110,14 @@ def why_none(name: str, rows: list[Workload], options: argparse.Namespace) -> st
 
 
 def in_dtype(rows: list[Workload], name: str) -> list[Workload]:
-    """The rows that have this dtype, and those of float32 in it."""
+    """The rows that have this dtype, and those of float32 in it.
+
+    Not those whose point is TF32, which no other dtype has: they would be the dense rows again.
+    """
     dtype = getattr(torch, name)
     found = {row.name: row for row in rows if row.dtype == dtype}
     for row in rows:
-        if row.dtype == torch.float32 != dtype and not row.busy_core:
+        if row.dtype == torch.float32 != dtype and not (row.busy_core or row.tf32):
             group = name if row.group == DENSE else f"{row.group}, {name}"
             row = replace(row, name=f"{row.name}, {name}", group=group, dtype=dtype)
             found.setdefault(row.name, row)

@@ -61,6 +61,16 @@ def test_rows_in_another_dtype():
     assert groups["small, packed, bfloat16"] != "bfloat16"
 
 
+def test_rows_of_tf32_are_in_no_other_dtype():
+    """They would be the dense rows again, under a second name."""
+    of_tf32 = chosen("--device", "cuda", "--dtype", "float32", "--workload", "tf32")
+    assert "H=64, B=1, tf32" in of_tf32
+    for name in ("float64", "bfloat16", "float16"):
+        names = chosen("--device", "cuda", "--dtype", name)
+        assert not any("tf32" in each for each in names)
+        assert f"H=64, B=1, dense float32, {name}" in names
+
+
 def test_other_forms_of_nn_lstm_by_default():
     packed = providers_of("--workload", "small, packed")
     assert packed[INFERENCE] == ["nn.LSTM", "fused_lstm", "padded", "lengths"]
