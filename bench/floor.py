@@ -6,8 +6,14 @@ import torch
 
 from .workloads import TRAINING, Workload
 
-# Multiply-adds count as two operations; tensor cores, but for plain float32.
-RATES = {torch.bfloat16: 790e12, torch.float16: 790e12, torch.float32: 60e12}
+# Multiply-adds count as two operations; tensor cores, but for plain float32. Of float64 it is the
+# rate in NVIDIA's data sheet of the H200, 67 TFLOP/s; without tensor cores that would be 34.
+RATES = {
+    torch.bfloat16: 790e12,
+    torch.float16: 790e12,
+    torch.float32: 60e12,
+    torch.float64: 67e12,
+}
 TF32_RATE = 395e12
 # Seconds for h to reach the other SMs through L2, as published for an atomic hop on an H100;
 # `python -m bench.gpu` measures it. The planner's table (csrc/cuda/costs.h) has the same.

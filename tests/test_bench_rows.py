@@ -14,6 +14,7 @@ from bench import (
     floor,
     limits,
     machine,
+    options,
 )
 from bench.providers import BASELINE, FUSED, PROVIDERS
 from bench.watch import UNWATCHED
@@ -202,6 +203,15 @@ def test_floor_of_a_step():
     products = large.flops(INFERENCE) / large.steps / 790e12
     assert floor.step_floor(large, INFERENCE) == pytest.approx(products + floor.EXCHANGE)
     assert floor.step_floor(large, TRAINING) == pytest.approx(3 * products + 2 * floor.EXCHANGE)
+    tf32 = replace(large, dtype=torch.float32, tf32=True)
+    products = large.flops(INFERENCE) / large.steps / 395e12
+    assert floor.step_floor(tf32, INFERENCE) == pytest.approx(products + floor.EXCHANGE)
     limit = limits.limit_of(large, INFERENCE, 2, "cuda").seconds
     assert limit == pytest.approx(10 * floor.step_floor(large, INFERENCE))
     assert floor.steps_of(Workload("row", DENSE, 2, 7, 5, (3, 3), layers=2)) == 28
+
+
+@pytest.mark.parametrize("name", options.DTYPES)
+def test_every_dtype_has_a_floor_on_a_gpu(name):
+    for row in options.in_dtype(cuda_workloads(), name):
+        assert limits.limit_of(row, TRAINING, 2, "cuda").seconds > 0
