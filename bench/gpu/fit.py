@@ -94,14 +94,26 @@ def estimates(extension: ModuleType, device: str, measured: list[Point]) -> list
     return values
 
 
-def loss(extension: ModuleType, device: str, measured: list[Point]) -> float:
-    total = 0.0
+def squares(
+    extension: ModuleType, device: str, measured: list[Point]
+) -> Iterator[tuple[float, float]]:
+    """Weight, and squared logarithm of estimated over measured, of each point that can run."""
     for point, value in zip(measured, estimates(extension, device, measured), strict=True):
         if value > 0:
             # A start counts a tenth: it is paid once.
             weight = 0.1 if "start" in point.what else 1.0
-            total += weight * math.log(value / point.measured) ** 2
-    return total
+            yield weight, math.log(value / point.measured) ** 2
+
+
+def loss(extension: ModuleType, device: str, measured: list[Point]) -> float:
+    return sum(weight * square for weight, square in squares(extension, device, measured))
+
+
+def root_mean_square(extension: ModuleType, device: str, measured: list[Point]) -> float:
+    """Of the logarithms, by the same weights; 0 where nothing that was measured can run."""
+    found = list(squares(extension, device, measured))
+    weights = sum(weight for weight, _ in found)
+    return math.sqrt(sum(weight * square for weight, square in found) / weights) if weights else 0.0
 
 
 def minimize(function: Callable[[Table], float], table: Table) -> Table:
@@ -153,18 +165,18 @@ def choices(extension: ModuleType, device: str) -> dict[str, str]:
 
 def show(extension: ModuleType, device: str, measured: list[Point], table: Table) -> None:
     before = extension.cuda_latencies()
-    old = {"loss": loss(extension, device, measured), "choices": choices(extension, device)}
+    old_error, old = root_mean_square(extension, device, measured), choices(extension, device)
     extension.cuda_set_latencies(table)
     try:
-        new = {"loss": loss(extension, device, measured), "choices": choices(extension, device)}
+        new_error, new = root_mean_square(extension, device, measured), choices(extension, device)
         values = estimates(extension, device, measured)
     finally:
         extension.cuda_set_latencies(before)
-    count = max(1, len(measured))
-    print(f"{len(measured)} times; root mean square of the logarithm of estimated over measured:")
     print(
-        f"  {math.sqrt(old['loss'] / count):.3f} before, {math.sqrt(new['loss'] / count):.3f} now"
+        f"{len(measured)} times; root mean square of the logarithm of estimated over measured, "
+        "a start counted a tenth:"
     )
+    print(f"  {old_error:.3f} before, {new_error:.3f} now")
     print("Latencies of csrc/cuda/costs.h:")
     for name, value in table.items():
         print(
@@ -178,10 +190,10 @@ def show(extension: ModuleType, device: str, measured: list[Point], table: Table
     )
     for _, point, value in by_error[:-11:-1]:
         print(f"  {point}: measured {point.measured:.2f}, estimated {value:.2f}")
-    changed = [name for name in old["choices"] if old["choices"][name] != new["choices"][name]]
-    print(f"The planner would choose differently in {len(changed)} of {len(old['choices'])} cells:")
+    changed = [name for name in old if old[name] != new[name]]
+    print(f"The planner would choose differently in {len(changed)} of {len(old)} cells:")
     for name in changed:
-        print(f"  {name}: {old['choices'][name]} -> {new['choices'][name]}")
+        print(f"  {name}: {old[name]} -> {new[name]}")
 
 
 def main(arguments: list[str] | None = None) -> int:
