@@ -18,13 +18,14 @@ WRONG = 10.0
 # In float64 the reference is nn.LSTM itself, whose own error is not known: that of a sum of n
 # products is below n units in the last place, and gradients sum over thousands of rows.
 FLOAT64_UNITS = 1000
-# What nn.LSTM itself may be off by, and so excuse in others: several times the most it was on any
-# row. In float64 that is what others may be off by, and TF32 keeps as many bits as float16.
+# What nn.LSTM itself may be off by, and so excuse in others: several times the most that it was on
+# any row, which was 9e-6 in float32, 0.056 in bfloat16 and 0.02 in float16, in training. In float64
+# that is what others may be off by, and TF32 keeps as many bits as float16.
 BASELINE_BOUNDS = {
     torch.float64: FLOAT64_UNITS * torch.finfo(torch.float64).eps,
     torch.float32: 1e-4,
-    torch.bfloat16: 3e-2,
-    torch.float16: 1e-2,
+    torch.bfloat16: 0.2,
+    torch.float16: 0.06,
 }
 TF32_BOUND = BASELINE_BOUNDS[torch.float16]
 # What the tests allow (tests/oracle.py): this many times nn.LSTM's error, and units in the last
