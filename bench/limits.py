@@ -12,9 +12,9 @@ Counted are, layer by layer, the longest of
   - input, output and, in training, the gates and cell states that backward needs (written, and
     read again), and the gradients of input and output.
 
-A level counts only what the smaller caches cannot hold, and a core's L1 holds 32 KiB. So a limit is
-a time that no program can beat, and seldom one that a program can reach. The layers' limits add up,
-as each waits for the one below.
+A level counts only what the smaller caches cannot hold. So a limit is a time that no program can
+beat, and seldom one that a program can reach. The layers' limits add up, as each waits for the one
+below.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from .machine import Machine, machine
 from .results import Limit
 from .workload import TRAINING, LayerSize, Workload
 
-L1_BYTES = 32 * 1024  # the smallest among the processors this runs on
 PRODUCTS = "multiply-adds"
 LEVELS = ("L2", "shared cache", "memory")
 
 
 def beyond(all_bytes: float, facts: Machine) -> list[float]:
     """Of data that all cores read once: the bytes that come from each of LEVELS, or through it."""
-    in_l1, in_l2 = facts.threads * L1_BYTES, facts.threads * facts.l2_bytes
+    in_l1, in_l2 = facts.threads * facts.l1_bytes, facts.threads * facts.l2_bytes
     return [max(0.0, all_bytes - held) for held in (in_l1, in_l2, facts.shared_bytes)]
 
 

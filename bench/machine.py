@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from fused_lstm import _ops
 
@@ -13,6 +14,10 @@ from .workload import Workload
 PANEL = 64  # columns of a panel that oneDNN's micro-kernel multiplies with
 TRIALS = 2  # the first finds the panels in no cache
 BEYOND_CACHES = 4  # times the shared cache: hardly any of so much is found in it again
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # Linux says there how large they are
+# Of one core in any processor: assumed where the system does not tell, as a limit may count too
+# little, but not too much.
+LARGEST_L1 = 128 * 1024
 MATRIX_DTYPES = ("bfloat16", "float16")  # that may have units of their own
 
 
@@ -22,6 +27,7 @@ class Machine:
 
     threads: int
     flops: float  # per second, at the multiply-add peak
+    l1_bytes: int  # of one core, for data
     l2_bytes: int  # of one core
     shared_bytes: int  # of the cache that all cores share
     l2_rate: float  # bytes per second
@@ -44,12 +50,27 @@ def measured(dtype: str, threads: int) -> Machine:
     return Machine(
         threads,
         peak,
+        l1_bytes(),
         facts["l2_bytes"],
         facts["shared_bytes"],
         per_second * facts["l2_rate"],
         per_second * facts["shared_rate" if threads == 1 else "shared_rate_all"],
         1e9 * _ops.extension.read_rate(BEYOND_CACHES * int(facts["shared_bytes"]), threads),
     )
+
+
+def l1_bytes() -> int:
+    """Of one core's L1, for data."""
+    for cache in CACHES.glob("index*"):
+        try:
+            level, kind, size = (
+                (cache / name).read_text().strip() for name in ("level", "type", "size")
+            )
+            if level == "1" and kind == "Data":
+                return 1024 * int(size.removesuffix("K"))
+        except (OSError, ValueError):
+            continue
+    return LARGEST_L1
 
 
 def matrix_peak(dtype: str, threads: int) -> float:

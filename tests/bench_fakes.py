@@ -48,6 +48,7 @@ ENVIRONMENT = {
     "machine": {
         "threads": 2,
         "flops": 4.0e11,
+        "l1_bytes": 2**15,
         "l2_bytes": 2**21,
         "shared_bytes": 2**25,
         "l2_rate": 2.0e11,

@@ -152,6 +152,28 @@ def test_one_row_is_limited_by_reading_the_weights_in_every_step():
 
 
 @pytest.mark.usefixtures("fake_machine")
+@pytest.mark.parametrize(("size", "held"), [("16K", 2**15), ("48K", 3 * 2**15), ("", 2**18)])
+def test_what_l1_holds_is_read_from_nowhere_else(monkeypatch, tmp_path, size, held):
+    """As the system says how large it is; where it does not, as large as any."""
+    caches = (("0", "2", "Data", "8K"), ("1", "1", "Instruction", "8K"), ("2", "1", "Data", size))
+    for index, *facts in caches:
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        for name, fact in zip(("level", "type", "size"), facts, strict=True):
+            (folder / name).write_text(f"{fact}\n")
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
+    row = Workload("row", DENSE, 1, 100, 64, (64,))  # W_hh and W_ih are 64 KiB each
+    rest = max(0, 100 * 4 * (64 + 64) - held)  # of input and output
+    limit = limits.limit_of(row, INFERENCE, 2, "cpu")
+    assert limit.bytes == (100 + 1) * max(0, 2**16 - held) + rest
+
+
+def test_an_unknown_l1_is_as_large_as_any(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "CACHES", tmp_path / "none")
+    assert machine.l1_bytes() >= 128 * 1024
+
+
+@pytest.mark.usefixtures("fake_machine")
 def test_weights_beyond_every_cache_come_from_memory():
     row = Workload("row", DENSE, 1, 50, 2048, (2048,))
     assert limits.limit_of(row, INFERENCE, 2, "cpu").by == "memory"
