@@ -7,7 +7,7 @@ Counted are, layer by layer, the longest of
 - for L2, the cache that all cores share, and memory each: the bytes that have to pass from there,
   at the rate measured with all threads reading at once. These are
   - the recurrent weights, W_hh and W_hr, once per step (twice in training: backward reads them
-    too), each core its part of them;
+    too), each core its part of them; in a first step whose state is zero only W_hr;
   - W_ih once per call (likewise twice), as its product can be done for many steps at once;
   - input, output and, in training, the gates and cell states that backward needs (written, and
     read again), and the gradients of input and output.
@@ -45,10 +45,11 @@ def sequence_bytes(workload: Workload, size: LayerSize, mode: str) -> float:
 
 
 def layer_limit(workload: Workload, size: LayerSize, mode: str, facts: Machine) -> Limit:
-    passes = 2 if mode == TRAINING else 1
+    passes, from_zero = 2 if mode == TRAINING else 1, workload.starts_from_zero
     itemsize = workload.dtype.itemsize * workload.directions
     reads = (
-        (passes * workload.steps, size.recurrent * itemsize),
+        (passes * (workload.steps - from_zero), (size.recurrent + size.projection) * itemsize),
+        (passes * from_zero, size.projection * itemsize),
         (passes, size.weights * itemsize),
         (1, sequence_bytes(workload, size, mode)),
     )

@@ -23,7 +23,9 @@ class LayerSize(NamedTuple):
     hidden: int
     output: int  # the projection's features where there is one, else hidden
     weights: int  # elements of W_ih
-    recurrent: int  # elements of W_hh and of the projection's W_hr
+    recurrent: int  # elements of W_hh
+    projection: int  # elements of W_hr
+    last: bool  # no layer follows
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Workload:
         return 2 if self.bidirectional else 1
 
     @property
+    def starts_from_zero(self) -> float:
+        """How many first steps of a call have a state of zero: of many calls only the first's."""
+        return 1 / self.calls
+
+    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
@@ -91,22 +98,21 @@ class Workload:
 
     def layer_sizes(self) -> Iterator[LayerSize]:
         """Every layer, one after the other; each has `directions` of these sizes."""
-        size = self.input
+        size, left = self.input, self.layers * len(self.hidden)
         for hidden in self.hidden:
             output = self.proj or hidden
             for _ in range(self.layers):
-                recurrent = 4 * hidden * output + hidden * self.proj
-                yield LayerSize(size, hidden, output, 4 * hidden * size, recurrent)
+                left -= 1
+                elements = (4 * hidden * size, 4 * hidden * output, hidden * self.proj)
+                yield LayerSize(size, hidden, output, *elements, last=left == 0)
                 size = output * self.directions
 
     def layer_flops(self, size: LayerSize, mode: str) -> float:
         """Floating-point operations of the matrix products of one layer; see `flops`."""
         rows = sum(self.lengths())
-        # The state before the first step is zero where a call starts without one.
-        after_first = rows if self.calls > 1 else rows - self.batch
-        projection = rows * size.hidden * self.proj
-        recurrent = after_first * 4 * size.hidden * size.output
-        forward = 2 * self.directions * (rows * size.weights + recurrent + projection)
+        after_first = rows - self.batch * self.starts_from_zero
+        recurrent = after_first * size.recurrent + rows * size.projection
+        forward = 2 * self.directions * (rows * size.weights + recurrent)
         if self.members and mode == TRAINING:  # one layer, whose input has no gradient
             return 3.0 * forward - 2 * self.directions * rows * size.weights
         # Backward multiplies twice as much: once for the data's gradients, once for the weights'.
