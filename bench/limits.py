@@ -9,8 +9,8 @@ Counted are, layer by layer, the longest of
   - the recurrent weights, W_hh and W_hr, once per step (twice in training: backward reads them
     too), each core its part of them; in a first step whose state is zero only W_hr;
   - W_ih once per call (likewise twice), as its product can be done for many steps at once;
-  - input, output and, in training, the gates and cell states that backward needs (written, and
-    read again), and the gradients of input and output.
+  - input and output; in training both again, the gates and cell states that backward needs
+    (written, and read again), and the gradients of input and output, as far as there are any.
 
 A level counts only what the smaller caches cannot hold. So a limit is a time that no program can
 beat, and seldom one that a program can reach. The layers' limits add up, as each waits for the one
@@ -36,12 +36,16 @@ def beyond(all_bytes: float, facts: Machine) -> list[float]:
 
 def sequence_bytes(workload: Workload, size: LayerSize, mode: str) -> float:
     """Of one layer: input and output; in training also gates, cell states, all gradients."""
-    rows = sum(workload.lengths())
-    input_and_output = size.input + workload.directions * size.output
-    if mode != TRAINING:
-        return rows * input_and_output * workload.dtype.itemsize
-    saved = 2 * workload.directions * 5 * size.hidden  # 4 gates and c, written and read
-    return rows * (3 * input_and_output + saved) * workload.dtype.itemsize
+    rows, directions = sum(workload.lengths()), workload.directions
+    x, y = rows * size.input, rows * directions * size.output
+    elements = x + y
+    if mode == TRAINING:
+        elements *= 2  # backward reads them for the gradients of the weights
+        elements += 0 if workload.members else x  # its gradient: see `Workload.layer_flops`
+        only_last = workload.last_step and size.last
+        elements += workload.batch * directions * size.output if only_last else y
+        elements += 2 * rows * directions * 5 * size.hidden  # 4 gates and c, written and read
+    return elements * workload.dtype.itemsize
 
 
 def layer_limit(workload: Workload, size: LayerSize, mode: str, facts: Machine) -> Limit:
