@@ -72,11 +72,12 @@ def prepare_loop(problem: Problem, mode: str) -> Pass:
     xs, weights = (parts(t, members).unbind() for t in (problem.x, problem.grad))
 
     @torch.no_grad()
-    def outputs() -> Tensors:
+    def outputs() -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Stacked, as torch.vmap gives them."""
         found = [model(x) for model, x in zip(models, xs, strict=True)]
         y = torch.stack([y for y, _ in found])
-        states = zip(*(state for _, (state,) in found), strict=True)
-        return named(y, [tuple(map(torch.stack, states))])
+        h_n, c_n = zip(*(state for _, (state,) in found), strict=True)
+        return y, [(torch.stack(h_n), torch.stack(c_n))]
 
     def gradients() -> list[tuple[Tensor, ...]]:
         return [
@@ -88,4 +89,4 @@ def prepare_loop(problem: Problem, mode: str) -> Pass:
         each = [torch.stack(found).sum(0) for found in zip(*gradients(), strict=True)]
         return dict(zip(problem.parameters, each, strict=True))
 
-    return (gradients, total) if mode == TRAINING else (outputs, outputs)
+    return (gradients, total) if mode == TRAINING else (outputs, lambda: named(*outputs()))

@@ -106,6 +106,14 @@ def test_every_provider_computes_the_same(row, mode):
         assert len(each.seconds) >= runner.LEAST_ROUNDS
 
 
+def test_what_is_timed_of_members_gives_the_same_tensors():
+    problem = make_problem(small("vmap"), 1)
+    (mapped, _), (looped, _) = (
+        prepare(problem, INFERENCE) for prepare in (members.prepare_mapped, members.prepare_loop)
+    )
+    torch.testing.assert_close(looped(), mapped())
+
+
 @pytest.mark.parametrize("ensemble", [False, True])
 def test_gradients_of_every_member_are_its_own(ensemble):
     """The sum over members, which is what a row checks, hides whose is whose."""
