@@ -25,8 +25,9 @@ from .watch import MOST_AGAIN, Kept, Watch, watch
 from .workload import Workload
 
 SHORTEST_BLOCK = 0.01  # seconds: far above the clock's resolution and what one block costs
-# Seconds of a call, up to which one more goes before those that are timed: the first finds caches
-# and threads as the turn before left them, which cost nn.LSTM half a millisecond.
+# Seconds of the first provider's call, up to which each provider makes one more before those that
+# are timed: it finds caches and threads as the turn before left them, which cost nn.LSTM half a
+# millisecond.
 WARMED_UP = 0.1
 BRGEMM = "brgemm"  # its turn, beside those of providers
 LEAST_ROUNDS = 5  # fewer have no quartiles to speak of
@@ -182,6 +183,9 @@ class Row:
             measurements[provider.name] = known
             if turn:
                 turns[provider.name] = turn
+        first = next(iter(turns.values()), None)
+        for turn in turns.values():  # all or none, whatever takes longer beside them
+            turn.warm_up = first.warm_up
         order = [p.name for p in providers if p.name in measurements]
         return {name: measurements[name] for name in order}, turns
 

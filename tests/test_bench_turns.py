@@ -1,5 +1,6 @@
 """How the benchmark times: turns, rounds and what is made of them."""
 
+import functools
 import time
 from dataclasses import replace
 
@@ -131,6 +132,25 @@ def test_the_first_call_does_not_tell_how_often_one_is_timed(monkeypatch):
     monkeypatch.setattr(runner, "WARMED_UP", 0.0005)
     _, turns = Row(TINY, 1).prepare_all(INFERENCE, [slow])
     assert not turns[FUSED].warm_up
+
+
+@pytest.mark.parametrize(("limit", "warm"), [(0.02, True), (0.004, False)])
+def test_all_of_a_row_are_warmed_up_or_none(monkeypatch, limit, warm):
+    """By the first of them: nn.LSTM, where it takes part."""
+    monkeypatch.setattr(runner, "WARMED_UP", limit)
+    taken = {BASELINE: 0.01, FUSED: 0.002, "linear": 0.03}
+
+    def sleeping(provider):
+        def prepare(*args):
+            run = functools.partial(time.sleep, taken[provider.name])
+            return replace(provider.prepare(*args), run=run)
+
+        return replace(provider, prepare=prepare)
+
+    providers = [sleeping(PROVIDERS[name]) for name in taken]
+    monkeypatch.setitem(PROVIDERS, BASELINE, providers[0])
+    _, turns = Row(TINY, 1).prepare_all(INFERENCE, providers)
+    assert {name: turn.warm_up for name, turn in turns.items()} == dict.fromkeys(taken, warm)
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios():
