@@ -1,7 +1,6 @@
-"""What the benchmark prints and writes, on results that nobody measured."""
+"""What the benchmark prints, on results that nobody measured."""
 
 import io
-import json
 import re
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ pytest.importorskip("rich")
 import bench_fakes as fakes
 from rich.console import Console
 
-from bench import bars, compare, details, report, results, summary, units
+from bench import bars, details, report, summary, units
 from bench.providers import PROVIDERS
 from bench.results import Measurement, Run
 from bench.workloads import INFERENCE, TRAINING
@@ -296,105 +295,3 @@ def test_sizes_and_factors():
     assert units.size(12) == "0.01 kB"
     assert (units.times(1.234), units.times(9.994), units.times(12.34)) == ("1.23", "9.99", "12.3")
     assert (units.rate(4.567), units.rate(1234.5)) == ("4.57", "1234")
-
-
-# JSON
-
-
-def test_json_round_trip():
-    run = fakes.full_run()
-    written = json.loads(json.dumps(results.to_json(run)))
-    assert results.from_json(written) == run
-
-
-def test_memory_of_older_runs_is_not_taken_for_that_of_a_first_call():
-    """Theirs was of a call that found what another had freed, as far as nothing for fused_lstm."""
-    values = results.to_json(Run(fakes.ENVIRONMENT, [fakes.result(2.0)]))
-    ours = values["results"][0]["providers"]["fused_lstm"]
-    ours["peak_memory"] = ours.pop("first_call_memory")
-    (read,) = results.from_json(values).results
-    assert read.measurements["fused_lstm"].first_call_memory is None
-    assert read.measurements["nn.LSTM"].first_call_memory
-
-
-def test_json_says_what_other_programs_want_to_know():
-    made = fakes.result(2.0, brgemm_seconds=fakes.around(1e-3))
-    values = results.to_json(Run(fakes.ENVIRONMENT, [made]))
-    (row,) = values["results"]
-    assert results.from_json(values).results == [made]
-    assert row["workload"]["dtype"] == "float32"
-    assert row["times_faster_than"]["nn.LSTM"]["median"] == pytest.approx(2.0)
-    assert row["providers"]["fused_lstm"]["median"] == pytest.approx(12.3456e-3)
-    assert row["share_of_limit"]["fused_lstm"] == pytest.approx(0.5)
-    assert row["brgemm_gflops"] == pytest.approx(made.workload.flops(made.mode) / 1e-3 / 1e9)
-    assert row["providers"]["fused_lstm"]["first_call_memory"] == 98765432
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [("{}", "format None"), ('{"format": 2}', "not a result"), ("[", "Expecting value")],
-)
-def test_other_files_are_refused(tmp_path, text, reason):
-    file = tmp_path / "old.json"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=reason):
-        results.load(file)
-
-
-# Comparison with an older run
-
-
-def changed(ratio, ours=12.3456e-3, **environment):
-    return Run(
-        {**fakes.ENVIRONMENT, **environment},
-        [fakes.result(ratio, ours=ours), fakes.result(3.0, "square")],
-    )
-
-
-def comparison(old, new, width=100):
-    return printed(width, lambda console: compare.show_comparison(console, old, new))
-
-
-def test_compare_finds_what_got_slower():
-    text = comparison(changed(2.0), changed(1.5, ours=16e-3))
-    assert re.search(r"single, inference\s+ratio\s+2\.00 \(2\.00-2\.00\)\s+1\.50 .*-25%", text)
-    assert "Of 2 rows in both runs 1 got slower and 0 faster" in text
-    assert "square" not in text
-
-
-def test_compare_ignores_what_the_spread_explains():
-    noisy, same = changed(2.0), changed(1.9)
-    for run, rounds in ((noisy, [1.6, 1.8, 2.0, 2.2, 2.4]), (same, [1.5, 1.7, 1.9, 2.1, 2.3])):
-        both = run.results[0].measurements
-        both["fused_lstm"].seconds[:] = [1.0] * 5
-        both["nn.LSTM"].seconds[:] = rounds
-    assert "0 got slower and 0 faster" in comparison(noisy, same)
-
-
-def test_compare_is_not_fooled_by_a_slower_machine():
-    assert "0 got slower and 0 faster" in comparison(changed(2.0), changed(2.0, ours=30e-3))
-
-
-def test_compare_takes_times_where_the_baseline_is_another():
-    text = comparison(changed(2.0), changed(1.0, torch="3.0"))
-    assert "0 got slower and 0 faster" in text  # fused_lstm's time is the same
-    assert "torch 2.99.0+cpu -> 3.0" in text
-    slower = comparison(changed(2.0), changed(1.0, ours=20e-3, torch="3.0"))
-    assert re.search(r"single, inference\s+time\s+12\.3 ms .*-38%", slower)
-
-
-def test_compare_skips_rows_of_other_sizes():
-    old = Run(fakes.ENVIRONMENT, [fakes.result(1.0, fakes.workload("single", batch=2))])
-    assert "Of 0 rows in both runs" in comparison(old, changed(2.0))
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_comparison_fits(width):
-    old, new = fakes.full_run(), fakes.full_run()
-    new.results = [
-        replace(r, measurements=fakes.result(0.5, r.workload, r.mode).measurements)
-        for r in new.results
-    ]
-    text = comparison(old, new, width)
-    assert all(len(line) <= width for line in text.splitlines())
-    assert "…" not in text
