@@ -41,6 +41,7 @@ class Provider:
     by_default: bool = False
     compiles: bool = False  # the model, by torch.compile, which takes up to minutes
     eps: float | None = None  # of the arithmetic where it is coarser than the row's dtype
+    other_arithmetic: bool = False  # than the row's dtype has, for which its limit is
     reference: Callable[[Workload], Chain] = plain_chain  # gives the same in float64
 
 

@@ -255,7 +255,14 @@ ALL = [
         why_not_recompute,
     ),
     Provider("stream", "fused, stream()", prepare_stream, why_not_stream, by_default=True),
-    Provider("float32", "nn.LSTM, float32", prepare_float32, why_not_float32, by_default=True),
+    Provider(
+        "float32",
+        "nn.LSTM, float32",
+        prepare_float32,
+        why_not_float32,
+        by_default=True,
+        other_arithmetic=True,
+    ),
     Provider("linear", "four nn.Linear", prepare_linear, why_not_linear),
     Provider("script", "the same, jit.script", prepare_script, why_not_linear),
     Provider(
@@ -276,6 +283,7 @@ ALL = [
         why_not_precision,
         lambda: cpu_precision("tf32"),
         eps=2.0**-10,
+        other_arithmetic=True,
     ),
     Provider(
         "bf16",
@@ -284,6 +292,7 @@ ALL = [
         why_not_precision,
         lambda: cpu_precision("bf16"),
         eps=2.0**-7,
+        other_arithmetic=True,
     ),
     Provider("autocast", "fused, autocast", prepare_autocast, why_not_autocast),
     Provider("whole", "fused, one batch", prepare_whole, why_not_whole),

@@ -84,7 +84,8 @@ def faster(result: Result, than: str) -> str:
 
 
 def share(result: Result, name: str) -> str:
-    return units.percent(result.share(name)) if result.time(name) else ""
+    told = result.time(name) and not PROVIDERS[name].other_arithmetic
+    return units.percent(result.share(name)) if told else ""
 
 
 def field(name: str, show: Callable) -> Callable[[Result, str], str]:

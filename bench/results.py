@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .providers import BASELINE, FUSED
+from .providers import BASELINE, FUSED, PROVIDERS
 from .workload import Workload
 
 INSTEAD = ("padded", "float32")  # other ways to run nn.LSTM, where it is slow
@@ -124,9 +124,12 @@ class Result:
         return spread([least / taken for least, taken in rounds]).median
 
     def share(self, provider: str = FUSED) -> float | None:
-        """Share of the machine's limit that a provider reaches."""
+        """Share of the machine's limit that a provider reaches; None where it computes in another
+        arithmetic, whose limit is not known.
+        """
         time = self.time(provider)
-        return self.limit.seconds / time.median if time and self.limit else None
+        known = time and self.limit and not PROVIDERS[provider].other_arithmetic
+        return self.limit.seconds / time.median if known else None
 
     @property
     def key(self) -> tuple:

@@ -196,6 +196,21 @@ def test_other_providers_have_a_line_below_their_row():
     assert "1.70" in lines[below]
 
 
+@pytest.mark.parametrize(("name", "row"), [("float32", "float16"), ("tf32", "square")])
+def test_another_arithmetic_reaches_no_share_of_the_limit(name, row):
+    """The limit is that of the row's dtype."""
+    other = {name: Measurement(fakes.around(12.3456e-3)), "linear": Measurement([12.3456e-3] * 5)}
+    result = fakes.result(1.25, row, INFERENCE, other)
+    assert (result.share(name), result.share("linear")) == (None, pytest.approx(0.5))
+    text = report_of(Run(fakes.ENVIRONMENT, [result]))
+    assert line_of(text, f"  {PROVIDERS[name].label}").rstrip().endswith("1.00-1.00")
+    assert line_of(text, "  four nn.Linear").rstrip().endswith("50%")
+
+
+def test_arithmetic_that_is_coarser_is_another():
+    assert all(p.other_arithmetic for p in PROVIDERS.values() if p.eps)
+
+
 def test_names_of_providers_take_one_line():
     assert all(len(f"  {p.label}") <= report.NAME_WIDTH for p in PROVIDERS.values())
 
