@@ -227,12 +227,26 @@ def notes(results: list[Result]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-LEGEND = f"""\
+# What a limit is, by device.
+LIMITS = {
+    "cpu": (
+        "the limit of this machine, which is the matrix products at its multiply-add peak, or the "
+        "weights once per step from the caches, whichever takes longer"
+    ),
+    "cuda": (
+        "the limit of an H200, whatever GPU this is: the matrix products at that one's rate and, "
+        "where the weights are too many for one of its cores, in every step an exchange between "
+        "them"
+    ),
+}
+
+
+def legend(device: str) -> str:
+    return f"""\
 times faster: nn.LSTM's time over fused_lstm's, the median of the ratios of each round; in \
 indented lines that provider's time over fused_lstm's.
-reached: share of the limit of this machine, which is the matrix products at its multiply-add \
-peak, or the weights once per step from the caches, whichever takes longer. Where nn.LSTM \
-reaches a share s, nothing in the same arithmetic can be more than 1/s times faster.
+reached: share of {LIMITS[device]}. Where nn.LSTM reaches a share s, nothing in the same \
+arithmetic can be more than 1/s times faster.
 The first sentence, and the line of all rows below, compare with {FASTEST_FORM}."""
 
 
@@ -265,7 +279,7 @@ def show(console: Console, run: Run) -> None:
             show_table(console, grid_table(grid, mode))
     if rows:
         console.print()
-        console.print(LEGEND)
+        console.print(legend(run.environment["device"]))
     for line in notes(run.results):
         console.print(escape(line))
     if any(result.faster() for result in run.results):

@@ -166,4 +166,5 @@ def reached(run: Run, mode: str) -> str:
     if ours is None:
         return ""
     beside = f" (nn.LSTM {units.percent(theirs)})" if theirs is not None else ""
-    return f"; {DENSE} rows reach {units.percent(ours)} of what the machine can do{beside}"
+    limit = "the machine" if run.environment["device"] == "cpu" else "an H200"  # see floor.py
+    return f"; {DENSE} rows reach {units.percent(ours)} of what {limit} can do{beside}"

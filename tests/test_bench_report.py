@@ -124,7 +124,18 @@ def test_it_begins_with_what_a_user_gains():
         "average over 2 rows; dense float32 rows reach 50% of what the machine can do (nn.LSTM "
         "18%)."
     )
-    assert summary.FASTEST_FORM in report.LEGEND
+    assert summary.FASTEST_FORM in report.legend("cpu")
+
+
+def test_on_a_gpu_the_limit_is_said_to_be_that_of_an_h200():
+    text = report_of(fakes.full_run(device="cuda", gpu="Some GPU"), 1000)
+    assert "reached: share of the limit of an H200, whatever GPU this is: " in text
+    assert "of what an H200 can do (nn.LSTM" in text
+    assert "machine can do" not in text
+    assert "limit of this machine" not in text
+    assert "reached: share of the limit of this machine, which is the " in report_of(
+        fakes.full_run(), 1000
+    )
 
 
 def test_the_gain_is_over_the_fastest_form_of_nn_lstm():
