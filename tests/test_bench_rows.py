@@ -118,6 +118,14 @@ def test_flops_of_packed_input_count_live_rows():
     assert max(packed.lengths()) == 50
 
 
+@pytest.mark.parametrize("shortest", [0.0, 0.5, 1.0])
+def test_packed_input_is_at_least_as_long_as_the_row_says(shortest):
+    lengths = Workload("row", PACKED, 200, 50, 4, (4,), packed=True, shortest=shortest).lengths()
+    least = max(1, 50 * shortest)
+    assert min(lengths) >= least
+    assert sum(lengths) / 200 == pytest.approx((least + 50) / 2, rel=0.1)
+
+
 # Limits
 
 
@@ -177,6 +185,22 @@ def test_an_unknown_l1_is_as_large_as_any(monkeypatch, tmp_path):
 def test_weights_beyond_every_cache_come_from_memory():
     row = Workload("row", DENSE, 1, 50, 2048, (2048,))
     assert limits.limit_of(row, INFERENCE, 2, "cpu").by == "memory"
+
+
+@pytest.mark.usefixtures("fake_machine")
+def test_the_rate_of_memory_is_measured_beyond_every_cache(monkeypatch):
+    asked = []
+
+    def read_rate(size, threads):
+        asked.append((size, threads))
+        return 7.0
+
+    monkeypatch.setattr(_ops.extension, "read_rate", read_rate)
+    facts = machine.machine("float32", 2)
+    assert facts.memory_rate == 7e9
+    ((size, threads),) = asked
+    assert size >= 3 * facts.shared_bytes  # so much that most of it is found in no cache again
+    assert threads == 2
 
 
 @pytest.mark.usefixtures("fake_machine")

@@ -110,6 +110,11 @@ def test_coarser_arithmetic_is_judged_by_its_own_precision():
     assert not accuracy.why_wrong({"y": 1e-3}, theirs, torch.float32, 2.0**-10)
 
 
+def test_the_coarser_precisions_are_those_that_are_named():
+    assert PROVIDERS["bf16"].eps == torch.finfo(torch.bfloat16).eps
+    assert PROVIDERS["tf32"].eps == 2.0**-10  # the bits of float16, and float32's exponent
+
+
 def test_a_provider_that_fails_says_why():
     def prepare(problem, mode):
         raise ValueError("no such thing\nand more")
@@ -198,3 +203,12 @@ def test_engines_give_every_state(row):
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(False, "ieee"), (True, "tf32")])
+def test_a_row_sets_how_cudnn_may_round(tf32, expected):
+    setting = torch.backends.cudnn.rnn
+    before = setting.fp32_precision
+    with Row(replace(TINY, tf32=tf32), 1).settings():
+        assert setting.fp32_precision == expected
+    assert setting.fp32_precision == before
