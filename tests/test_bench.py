@@ -1,11 +1,6 @@
 """The benchmark: what it runs, how it times that, and what it calls wrong."""
 
-import os
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +9,9 @@ from torch.nn.utils.rnn import PackedSequence
 pytest.importorskip("rich")
 
 import bench_fakes
-from bench_fakes import TINY, failing_after
+from bench_fakes import TINY
 
 from bench import (
-    disturbed,
-    environment,
-    isa,
     members,
     passes,
     runner,
@@ -44,7 +36,6 @@ from bench.workloads import (
 )
 from fused_lstm import _ops
 
-ROOT = Path(__file__).parent.parent
 BOTH = [PROVIDERS[BASELINE], PROVIDERS[FUSED]]
 
 
@@ -237,104 +228,6 @@ def test_steps_carry_their_state():
 
     passes.make_timed(Model(), problem, INFERENCE)()
     assert states == [None, 1, 2]
-
-
-# Where it runs
-
-
-def test_the_busy_process_runs_before_anything_is_timed(monkeypatch):
-    started = []
-    popen = subprocess.Popen
-
-    def remember(*arguments, **options):
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", remember)
-    with disturbed.busy_core():
-        (process,) = started
-        assert process.poll() is None
-        assert environment.busy_cores() is None or environment.busy_cores() > 0.3
-    assert process.poll() is not None
-
-
-def test_the_busy_process_says_when_it_runs(monkeypatch):
-    late = "import time; time.sleep(0.3); print('busy', flush=True); time.sleep(60)"
-    monkeypatch.setattr(disturbed, "BUSY", late)
-    start = time.perf_counter()
-    with disturbed.busy_core():
-        assert time.perf_counter() - start > 0.3
-    monkeypatch.setattr(disturbed, "BUSY", "")
-    with pytest.raises(RuntimeError, match="has ended"), disturbed.busy_core():
-        pass
-
-
-def running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="not Linux")
-def test_the_busy_process_hears_no_ctrl_c_and_does_not_outlive_the_benchmark():
-    code = """
-import os
-from bench import disturbed
-busy = disturbed.busy_core()
-busy.__enter__()
-process = busy.gen.gi_frame.f_locals["process"]
-print(process.pid, os.getpgid(process.pid) != os.getpgid(0), flush=True)
-os._exit(0)
-"""
-    command = [sys.executable, "-c", code]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT).stdout
-    pid, apart = said.split()
-    assert apart == "True"
-    deadline = time.monotonic() + 20
-    while running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not running(pid)
-
-
-@pytest.mark.parametrize("calls", [0, 5])
-def test_a_busy_core_without_a_right_result_is_an_error(monkeypatch, calls):
-    monkeypatch.setattr(disturbed, "busy_core", disturbed.contextlib.nullcontext)
-    row = Workload("tiny", DENSE, 3, 4, 5, (6,), busy_core=True)
-    with pytest.raises(RuntimeError, match="fused_lstm: ValueError: a later call"):
-        disturbed.measure_disturbed(row, INFERENCE, 1, [BOTH[0], failing_after(calls)], budget=0)
-
-
-def test_busy_core_takes_six_tries(monkeypatch):
-    monkeypatch.setattr(disturbed, "busy_core", disturbed.contextlib.nullcontext)
-    row = Workload("tiny", DENSE, 3, 4, 5, (6,), busy_core=True)
-    found = disturbed.measure_disturbed(row, TRAINING, 1, BOTH, budget=0)
-    assert {name: len(each) for name, each in found.slowdowns.items()} == {BASELINE: 6, FUSED: 6}
-    assert all(seconds > 0 for seconds in found.alone.values())
-
-
-def test_isa_caps_both_libraries_in_a_process_of_its_own(monkeypatch):
-    calls = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
-    isa.run_capped("avx2", "fused_lstm.bench", ["--isa", "avx2", "--quick"])
-    ((program, command, variables),) = calls
-    assert command == [program, "-m", "fused_lstm.bench", "--isa", "avx2", "--quick"]
-    assert variables["FUSED_LSTM_ISA"] == "avx2"
-    assert variables["ONEDNN_MAX_CPU_ISA"] == "AVX2"
-    assert variables["ATEN_CPU_CAPABILITY"] == "avx2"
-    assert variables["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
-    assert isa.cap_in_force() == ""
-    for name, value in isa.CAPS["avx2"].items():
-        monkeypatch.setenv(name, value)
-    assert isa.cap_in_force() == "avx2"
-
-
-def test_environment_names_the_machine():
-    facts = environment.environment(2, "cpu", ["python", "-m", "bench"])
-    assert facts["cpu"]
-    assert facts["command"] == "python -m bench"
-    assert facts["threads"] == 2
-    assert set(bench_fakes.ENVIRONMENT) == set(facts)
 
 
 def test_modes_are_the_ones_that_means_are_taken_over():
