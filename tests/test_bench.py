@@ -234,6 +234,11 @@ def test_modes_are_the_ones_that_means_are_taken_over():
     assert all(set(row.modes) <= set(MODES) for row in cpu_workloads())
 
 
+def test_episodes_are_of_some_thirty_steps():
+    row = Workload("row", DENSE, 64, 200, 4, (4,))
+    assert 0.025 < ResetsChain(row).mask.float().mean() < 0.035
+
+
 def test_resets_compute_what_a_call_a_step_computes():
     problem = make_problem(TINY, 1)
     chains = [chain(TINY) for chain in (ResetsChain, ResetsLoopChain)]

@@ -11,7 +11,7 @@ import bench_fakes as fakes
 from rich.console import Console
 
 from bench import bars
-from bench.results import Measurement, Run
+from bench.results import Limit, Measurement, Run
 from bench.workloads import INFERENCE, TRAINING, cpu_workloads
 
 
@@ -67,14 +67,41 @@ def test_one_sequence_on_two_threads():
     assert "single, inference: over one thread" not in good
 
 
-def test_last_step_loss():
-    every = fakes.result(1.5, "all steps", TRAINING, ours=1.0)
-    assert met([every, fakes.result(1.5, "hydrology", TRAINING, ours=1.1)])[
-        "last-step loss over all-step loss"
+@pytest.mark.parametrize(("times", "is_met"), [(1.14, True), (1.16, False)])
+def test_a_last_step_loss_takes_little_more_than_one_of_all_steps(times, is_met):
+    rows = [
+        fakes.result(1.5, "all steps", TRAINING, ours=1.0),
+        fakes.result(1.5, "hydrology", TRAINING, ours=times),
     ]
-    slow = met([every, fakes.result(5.0, "hydrology", TRAINING, ours=1.2)])
-    assert slow["last-step loss over all-step loss"] is False
-    assert slow["last-step loss, where denormals are slow"] is False
+    found = met(rows)
+    assert found["last-step loss over all-step loss"] is is_met
+    assert "last-step loss, where denormals are slow" not in found
+
+
+@pytest.mark.parametrize(
+    ("ratio", "all_steps", "is_met"), [(7.9, 3.8, False), (8.1, 3.9, True), (8.1, 4.2, None)]
+)
+def test_a_last_step_loss_where_denormals_are_slow(ratio, all_steps, is_met):
+    """There the loss of the last step takes nn.LSTM more than twice as long as that of all."""
+    rows = [
+        fakes.result(all_steps, "all steps", TRAINING, ours=1.0),
+        fakes.result(ratio, "hydrology", TRAINING, ours=1.0),
+    ]
+    assert met(rows).get("last-step loss, where denormals are slow") is is_met
+
+
+@pytest.mark.parametrize(
+    ("flops", "share", "is_met"),
+    [(360e9, 0.71, True), (360e9, 0.69, False), (400e9, 0.61, True), (400e9, 0.59, False)],
+)
+def test_share_of_the_float64_peak(flops, share, is_met):
+    """Of two cores: the lower rate takes one AVX-512 unit in each, the higher one two."""
+    ours = 12.3456e-3
+    machine = fakes.ENVIRONMENT["machine"] | {"flops": flops}
+    what = "of the float64 peak, medium, float64, inference"
+    for by, expected in (("multiply-adds", is_met), ("memory", None)):
+        row = fakes.result(2.0, "float64", limit=Limit(share * ours, by, 1.0))
+        assert met([row], machine=machine).get(what) is expected
 
 
 def test_cells_steps_and_busy_core():
@@ -100,6 +127,28 @@ def test_options_for_sequences():
     assert found["single, training: recompute over without"] is False
     assert found["step, inference: stream"] is False  # 6 times nn.LSTM's speed, 8 are wanted
     assert not any("single" in what and "stream" in what for what in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options", "bar"),
+    [
+        ("rl_resets, 8", TRAINING, ("resets", "reset-loop"), 8.0),
+        ("pyannet, packed", TRAINING, ("lengths", "nn.LSTM"), 3.0),
+        ("pyannet, half to all", TRAINING, ("lengths", "nn.LSTM"), 3.0),
+        ("step", INFERENCE, ("stream", "nn.LSTM"), 8.0),
+        ("predictor, 1", INFERENCE, ("stream", "nn.LSTM"), 4.0),
+        ("predictor, 16", INFERENCE, ("stream", "nn.LSTM"), 2.5),
+    ],
+)
+def test_options_are_faster_than_what_one_does_without(name, mode, options, bar):
+    (row,) = [row for row in cpu_workloads() if row.name == name]
+    option, instead = options
+    what = f"{name}, {mode}: {option}" + (" over a call a step" if option == "resets" else "")
+    own = 12.3456e-3
+    for times in (1.02 * bar, 0.98 * bar):
+        taken = {option: own, instead: times * own}
+        others = {each: Measurement(fakes.around(seconds)) for each, seconds in taken.items()}
+        assert met([fakes.result(1.0, row, mode, others)])[what] is (times > bar)
 
 
 def test_members_compiled_and_fallback():
