@@ -35,12 +35,24 @@ def test_compare_finds_what_got_slower():
     assert "square" not in text
 
 
+def with_rounds(*rounds):
+    """A run whose first row was so many times faster in each round."""
+    run = changed(2.0)
+    both = run.results[0].measurements
+    both["fused_lstm"].seconds[:], both["nn.LSTM"].seconds[:] = [1.0] * 5, rounds
+    return run
+
+
+def test_a_change_is_that_of_the_medians():
+    """Whatever the quartiles did: these fell by a half, and by four fifths."""
+    old, new = with_rounds(1.8, 2.0, 4.0, 6.0, 6.2), with_rounds(0.9, 1.0, 1.0, 1.2, 1.4)
+    (change, _) = compare.compare(old, new)
+    assert change.gain == pytest.approx(0.25)
+    assert "-75%" in comparison(old, new)
+
+
 def test_compare_ignores_what_the_spread_explains():
-    noisy, same = changed(2.0), changed(1.9)
-    for run, rounds in ((noisy, [1.6, 1.8, 2.0, 2.2, 2.4]), (same, [1.5, 1.7, 1.9, 2.1, 2.3])):
-        both = run.results[0].measurements
-        both["fused_lstm"].seconds[:] = [1.0] * 5
-        both["nn.LSTM"].seconds[:] = rounds
+    noisy, same = with_rounds(1.6, 1.8, 2.0, 2.2, 2.4), with_rounds(1.5, 1.7, 1.9, 2.1, 2.3)
     assert "0 got slower and 0 faster" in comparison(noisy, same)
 
 

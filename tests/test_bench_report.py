@@ -275,6 +275,34 @@ def test_rows_that_have_no_mode_in_common_are_all_counted():
     assert (found.modes[INFERENCE].mean, found.modes[TRAINING].mean) == (4.0, 2.0)
 
 
+def cells_of(text, start):
+    return re.split(r"\s{2,}", line_of(text, start).strip())
+
+
+def test_each_cell_of_the_grid_is_of_its_batch_and_size():
+    rows = [
+        fakes.result(ratio, fakes.Workload("row", fakes.GRID, batch, 50, size, (size,)))
+        for batch, size, ratio in ((1, 64, 1.1), (1, 256, 1.2), (8, 64, 1.3), (8, 256, 1.4))
+    ]
+    text = report_of(Run(fakes.ENVIRONMENT, rows))
+    assert cells_of(text, "batch") == ["batch", "H=64", "H=256"]
+    assert cells_of(text, "1 ") == ["1", "1.10", "1.20"]
+    assert cells_of(text, "8 ") == ["8", "1.30", "1.40"]
+
+
+def test_the_slowest_row_comes_before_the_mean():
+    rows = [
+        fakes.result(ratio, name, mode)
+        for name, mode, ratio in (
+            *(("single", INFERENCE, 2.0), ("square", INFERENCE, 8.0)),
+            *(("single", TRAINING, 3.0), ("square", TRAINING, 12.0)),
+        )
+    ]
+    text = report_of(Run(fakes.ENVIRONMENT, rows))
+    means = text[text.index("slowest row and geometric mean") :]
+    assert line_of(means, "dense float32 ").split()[2:] == ["2", "2.00", "4.00", "3.00", "6.00"]
+
+
 def test_the_grid_is_a_table_of_its_own_and_in_no_mean_over_all_rows():
     run = fakes.full_run()
     text = report_of(run)
