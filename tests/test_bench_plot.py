@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bench import pictures, plot, results, style
-from bench.results import Run
+from bench.results import Limit, Run
 from bench.workloads import INFERENCE, TRAINING
 
 LIGHT, DARK = style.STYLES
@@ -77,6 +77,69 @@ def test_cells_of_the_grid_have_numbers_and_slower_ones_a_hatch():
     patches = [patch for axes in figure.axes for patch in axes.patches]
     assert len(patches) == len(grid)
     assert sum(patch.get_hatch() is not None for patch in patches) == 1
+
+
+def drawn(axes, label):
+    """The points of the line with this name."""
+    (line,) = [line for line in axes.get_lines() if line.get_label() == label]
+    return [(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)]
+
+
+def test_each_cell_of_the_grid_is_in_its_place():
+    """Columns are hidden sizes, rows batches, and the number is that of both."""
+    rows = [
+        fakes.result(ratio, fakes.Workload("row", fakes.GRID, batch, 50, size, (size,)))
+        for batch, size, ratio in ((1, 64, 1.1), (1, 256, 1.2), (8, 64, 1.3), (8, 256, 1.4))
+    ]
+    (axes,) = pictures.draw_grid(Run(fakes.ENVIRONMENT, rows), LIGHT).axes
+    numbers = {text.get_text(): text.get_position() for text in axes.texts}
+    assert numbers == {"1.10": (0, 0), "1.20": (1, 0), "1.30": (0, 1), "1.40": (1, 1)}
+    middles = {tuple(patch.get_center().round(3)) for patch in axes.patches}
+    assert middles == set(numbers.values())
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "256"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "8"]
+
+
+def test_steps_are_in_microseconds_by_hidden_size():
+    rows = [
+        fakes.result(2.0, fakes.Workload("row", fakes.GRID, 4, 50, size, (size,)), ours=seconds)
+        for size, seconds in ((64, 1e-3), (256, 4e-3))
+    ]
+    (axes,) = pictures.draw_steps(Run(fakes.ENVIRONMENT, rows), LIGHT).axes
+    assert drawn(axes, "fused_lstm, B=4") == [(64, pytest.approx(20)), (256, pytest.approx(80))]
+    assert drawn(axes, "nn.LSTM, B=4") == [(64, pytest.approx(40)), (256, pytest.approx(160))]
+
+
+def test_the_roofline_is_over_operations_for_each_byte():
+    row = fakes.result(2.0, "square", ours=0.01, limit=Limit(0.005, "L2", 1e6))
+    run = Run(fakes.ENVIRONMENT, [row])
+    (axes,) = pictures.draw_roofline(run, LIGHT).axes
+    flops = row.workload.flops(INFERENCE)
+    ((x, y),) = drawn(axes, "fused_lstm")
+    assert (x, y) == (pytest.approx(flops / 1e6), pytest.approx(flops / 0.01 / 1e9))
+    ((_, theirs),) = drawn(axes, "nn.LSTM")
+    assert theirs == pytest.approx(y / 2)
+    for at, least in drawn(axes, "memory, 20 GB/s"):
+        assert least == pytest.approx(min(400, 20 * at))
+
+
+def test_the_lines_of_rows_are_apart():
+    """Each spread beside the name of its row."""
+    run = Run(fakes.ENVIRONMENT, [fakes.result(2.0), fakes.result(4.0, "square")])
+    (axes,) = pictures.draw_faster(run, LIGHT).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    ticks = dict(zip(names, axes.get_yticks(), strict=True))
+    for name, ratio in (("single", 2.0), ("square", 4.0)):
+        near = [
+            line
+            for line in axes.get_lines()
+            if len(line.get_ydata()) and abs(line.get_ydata()[0] - ticks[name]) < 0.3
+        ]
+        assert near
+        assert all(
+            list(line.get_xdata()) == pytest.approx([ratio] * len(line.get_xdata()))
+            for line in near
+        )
 
 
 def test_a_run_without_either_library_has_no_picture(tmp_path):
