@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 
+from . import INSTALL
+
 if importlib.util.find_spec("rich") is None:
-    sys.exit(f'python -m {__package__} needs rich: pip install "fused_lstm[bench]"')
+    sys.exit(f"python -m {__package__} needs rich: {INSTALL}")
 
 from .suite import main
 

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from . import INSTALL
 from .results import Run, load
 
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the pictures; without: the results'")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("matplotlib") is None:
-        print(f'{program} needs matplotlib: pip install "fused_lstm[bench]"', file=sys.stderr)
+        print(f"{program} needs matplotlib: {INSTALL}", file=sys.stderr)
         return 1
     for path in options.results:
         try:

@@ -46,6 +46,35 @@ def test_it_runs_under_the_packages_name(installed):
         assert said in run.stdout
 
 
+@pytest.mark.parametrize(
+    ("package", "advice"),
+    [
+        ("bench", 'pip install --no-build-isolation ".[bench]"'),
+        ("fused_lstm.bench", 'pip install "fused_lstm[bench]"'),
+    ],
+)
+def test_without_rich_it_says_what_to_install(request, package, advice):
+    """A checkout is installed from its folder: no index has it by name."""
+    folder = ROOT if package == "bench" else request.getfixturevalue("installed")
+    code = f"""
+import importlib.util, runpy
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "rich" else found(name, *rest)
+runpy.run_module({package!r}, run_name="__main__")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 1
+    assert run.stderr == f"python -m {package} needs rich: {advice}\n"
+
+
 def test_modules_import_each_other_relatively():
     """`from bench import` would not be found where the package is installed."""
     for path in (ROOT / "bench").glob("*.py"):
