@@ -192,7 +192,7 @@ def plot_points(axes: Axes, points: list[tuple[float, float | None]], **look: ob
 
 
 def draw_steps(run: Run, style: Style) -> Figure | None:
-    """Microseconds per step against H, for the smallest and a large batch of the grid."""
+    """Microseconds per step against H, for the smallest batch of the grid and the middle one."""
     grid, modes = grid_of(run)
     if not grid:
         return None

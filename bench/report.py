@@ -181,7 +181,8 @@ def means_table(title: str, means: Iterable[Means]) -> Table:
 
 
 def disturbance_table(disturbances: list[Disturbance]) -> Table:
-    table = make_table("Times slower with another process on one core, of six tries")
+    tries = max(len(taken) for each in disturbances for taken in each.slowdowns.values())
+    table = make_table(f"Times slower with another process on one core, of {tries} tries")
     table.add_column("row")
     table.add_column("")
     for heading in ("alone", "median", "worst"):

@@ -320,6 +320,14 @@ def test_disturbances_show_the_worst_try():
     assert re.search(r"fused_lstm\s+2\.00 ms\s+1\.50\s+2\.75", text)
 
 
+def test_disturbances_say_of_how_many_tries():
+    run = fakes.full_run()
+    assert "on one core, of 6 tries" in report_of(run)
+    (each,) = run.disturbances
+    run.disturbances = [replace(each, slowdowns={n: t[:3] for n, t in each.slowdowns.items()})]
+    assert "on one core, of 3 tries" in report_of(run)
+
+
 def test_an_interrupted_run_says_so():
     run = fakes.full_run()
     assert "Not complete" not in report_of(run)
