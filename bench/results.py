@@ -157,7 +157,7 @@ class Run:
     complete: bool = True  # every row that was asked for
 
 
-def timing_json(name: str, measurement: Measurement) -> dict:
+def timing_json(measurement: Measurement) -> dict:
     """A measurement with its summary, for readers that are not this program."""
     time = measurement.time
     summary = {"median": time.median, "quartiles": [time.low, time.high]} if time else {}
@@ -179,7 +179,7 @@ def result_json(result: Result) -> dict:
         "brgemm_gflops": result.brgemm_gflops(),
         "again": result.again,
         "disturbed": result.disturbed,
-        "providers": {n: timing_json(n, m) for n, m in result.measurements.items()},
+        "providers": {n: timing_json(m) for n, m in result.measurements.items()},
         "times_faster_than": {n: f._asdict() for n, f in faster.items() if f},
         "gflops": {name: result.gflops(name) for name in result.measurements},
         "share_of_limit": {name: result.share(name) for name in result.measurements},
