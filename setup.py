@@ -50,14 +50,19 @@ def version_of(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
+def needed(what: str, oldest: tuple[int, int], found: str) -> str:
+    """Such as "torch 2.10 or newer is needed, this is 2.9.1"; (77, 0) is called 77."""
+    major, minor = oldest
+    version = f"{major}.{minor}" if minor else f"{major}"
+    return f"{what} {version} or newer is needed, this is {found}"
+
+
 def check_tools() -> None:
     if sys.version_info < OLDEST_PYTHON:
-        refuse(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}.")
+        refuse(f"{needed('Python', OLDEST_PYTHON, sys.version.split()[0])}.")
     if version_of(setuptools.__version__) < OLDEST_SETUPTOOLS:
-        refuse(
-            f"setuptools 77 or newer is needed, this is {setuptools.__version__}: "
-            "`pip install --upgrade setuptools`"
-        )
+        reason = needed("setuptools", OLDEST_SETUPTOOLS, setuptools.__version__)
+        refuse(f"{reason}: `pip install --upgrade setuptools`")
 
 
 def import_torch():
@@ -70,7 +75,7 @@ def import_torch():
             "then run `pip install --no-build-isolation .`"
         )
     if version_of(torch.__version__) < OLDEST_TORCH:
-        refuse(f"torch 2.10 or newer is needed, this is {torch.__version__}.")
+        refuse(f"{needed('torch', OLDEST_TORCH, torch.__version__)}.")
     return torch
 
 

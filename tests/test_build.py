@@ -85,9 +85,30 @@ def test_refuses_old_python(setup_module, monkeypatch):
         setup_module.check_tools()
 
 
+def test_the_oldest_versions_are_the_same_everywhere(setup_module):
+    """Of setup.py, what pip reads, and what a reader does."""
+    oldest = {"python": "PYTHON", "torch": "TORCH", "setuptools": "SETUPTOOLS"}
+    for name, constant in oldest.items():
+        version = ".".join(map(str, getattr(setup_module, f"OLDEST_{constant}")))
+        oldest[name] = version.removesuffix(".0")
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'requires-python = ">={oldest["python"]}"\n' in project
+    assert f'requires = ["setuptools>={oldest["setuptools"]}"]\n' in project
+    assert f'target-version = "py{oldest["python"].replace(".", "")}"\n' in project
+    readme, help_text = (
+        " ".join((ROOT / name).read_text().split())
+        for name in ("README.md", "docs/troubleshooting.md")
+    )
+    for name, what in (("python", "Python"), ("torch", "torch")):
+        assert f"{what} {oldest[name]} or newer" in readme
+    for name, what in (("python", "Python"), ("torch", "torch"), ("setuptools", "setuptools")):
+        assert f"`{what} {oldest[name]} or newer is needed, this is ...`" in help_text
+
+
 def test_refuses_old_setuptools(setup_module, monkeypatch):
     monkeypatch.setattr(setup_module.setuptools, "__version__", "65.5.0")
-    with pytest.raises(SystemExit, match=r"this is 65\.5\.0: `pip install --upgrade setuptools`"):
+    said = r"setuptools 77 or newer .* is 65\.5\.0: `pip install --upgrade setuptools`"
+    with pytest.raises(SystemExit, match=said):
         setup_module.check_tools()
 
 
