@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_lstm._autocast import autocast_dtype
 
 State = tuple[Tensor, Tensor]
+NO_STEPS = "Expected sequence length to be larger than 0 in RNN"  # as torch.nn.LSTM says
 HALF_A_STATE = "expected hx of two tensors, got None in the place of one: pass hx=None for zeros"
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import _ops, sequences
 from fused_lstm._autocast import autocast_dtype
+from fused_lstm._checks import NO_STEPS
 from fused_lstm.autograd import any_requires_grad
 from fused_lstm.cell import LSTMCell
 from fused_lstm.module import LSTM
@@ -141,9 +142,9 @@ def _refuse_what_the_module_does(
     call.check(input, module.batch_first, directions * module.num_layers)
     steps, _, _ = _extent(module, input)
     if not steps:
-        raise ValueError("Expected sequence length to be larger than 0 in RNN")
+        raise ValueError(NO_STEPS)
     for row, length in enumerate([] if call.lengths is None else call.lengths.tolist()):
-        if not 0 <= length <= steps:
+        if not 0 <= length <= steps:  # in the words of csrc/cpu/sequence_ops.cpp
             raise ValueError(
                 f"expected lengths from 0 to {steps}, the steps of the input, got {length} for "
                 f"row {row}"

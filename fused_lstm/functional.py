@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import _ops, _transforms, fallback, reference
 from fused_lstm._autocast import autocast, autocast_dtype, autocast_weight, state_dtype
-from fused_lstm._checks import HALF_A_STATE, State, refusal_of_layer
+from fused_lstm._checks import HALF_A_STATE, NO_STEPS, State, refusal_of_layer
 from fused_lstm.autograd import BOTH, FORWARD, lstm_layer
 from fused_lstm.sequences import SequenceCall
 
@@ -149,7 +149,7 @@ def _dense(
     else:
         raise RuntimeError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
     if x.shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        raise RuntimeError(NO_STEPS)
     y, h_n, c_n = _layers(run, x, None, hx, params, bidirectional, dropout)
     if dims == 2:
         return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
