@@ -29,6 +29,10 @@ class LSTMCell(torch.nn.RNNCellBase):
         bias: whether there are ``b_ih`` and ``b_hh``.
         device: of the parameters.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
+
+    Raises:
+        TypeError, RuntimeError: what ``torch.nn.LSTMCell`` of the running release raises for sizes
+            that are no int or negative, and for a dtype without gradients.
     """
 
     def __init__(

@@ -82,6 +82,9 @@ def lstm(
     Raises:
         TypeError: for a mask that is not bool, lengths of no integer dtype, recompute that is no
             int, and None in ``hx``.
+        ValueError: for ``reset_hx`` without ``reset``, and for one that is not two tensors of as
+            many dimensions as ``hx``, of L*D layers and 1 or B rows; for lengths and resets of
+            packed input, lengths of unbatched input, and a negative recompute.
         ValueError, RuntimeError: for shapes, dtypes or devices that do not fit: what
             ``torch.nn.LSTM`` of the running release raises, where it does.
     """

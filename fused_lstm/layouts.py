@@ -105,7 +105,8 @@ def to_concatenated(layer: LSTM, *, order: str = "hx") -> dict[str, list[Tensor]
         ``W_f, W_i, W_C, W_o``, and with biases ``b_f, b_i, b_C, b_o``: a list over layers each.
 
     Raises:
-        ValueError: for a bidirectional layer or one with a projection, which the textbook has not.
+        ValueError: for a bidirectional layer or one with a projection, which the textbook has not,
+            and for another order than "hx" and "xh".
     """
     if order not in _ORDERS:
         raise ValueError(f"expected order to be 'hx' or 'xh', got {order!r}")

@@ -36,7 +36,12 @@ class LSTM(torch.nn.RNNBase):
         device: of the parameters.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
         recompute: the attribute of this name, which may be set at any time: k > 0 keeps every k-th
-            state only in training, and backward computes k steps at once again.
+            state only in training, and backward computes k steps at once again. A call checks it.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: what ``torch.nn.LSTM`` of the running release raises
+            for sizes that are no int or too small, a ``proj_size`` that is not below
+            ``hidden_size``, a ``dropout`` outside of 0 to 1, and a dtype without gradients.
     """
 
     recompute: int = 0  # of modules that were saved before there was one
@@ -126,7 +131,8 @@ class LSTM(torch.nn.RNNBase):
         ``[T, B, P]`` (time first whatever ``batch_first``); see :class:`fused_lstm.Stream`.
 
         Raises:
-            ValueError: for a bidirectional layer.
+            TypeError: for a batch that is no int.
+            ValueError: for a bidirectional layer, and for a batch below 1.
         """
         return Stream(self, batch)
 

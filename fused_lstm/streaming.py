@@ -76,7 +76,7 @@ class Stream:
 
     Raises:
         TypeError: for a batch that is no int.
-        ValueError: for a bidirectional layer.
+        ValueError: for a bidirectional layer, and for a batch below 1.
     """
 
     def __init__(self, layer: LSTM, batch: int = 1) -> None:
