@@ -73,9 +73,7 @@ def stack() -> tuple[str, ...]:
 
 def depth() -> int:
     """How many transforms of ``torch.func`` are active."""
-    if not func_active():
-        return 0
-    return 1 if get_interpreter_stack is None else len(get_interpreter_stack())
+    return len(stack())
 
 
 def only_mapped() -> bool:
