@@ -105,6 +105,7 @@ def _why_no_cuda(info: dict[str, str], device: torch.device) -> str | None:
     archs = re.findall(r"[\w.+]+", info["cuda_archs"])
     if any(_runs_on(arch, (major, minor)) for arch in archs):
         return None
+    # Plain numbers do, of 9.0 too: no kernel has instructions that only "9.0a" knows, as wgmma.
     return (
         f"the extension was built for CUDA architectures {info['cuda_archs']} and this device is "
         f"{major}.{minor}: build it again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
