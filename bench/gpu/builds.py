@@ -19,7 +19,7 @@ def library_folder(build: str) -> Path:
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """As TORCH_CUDA_ARCH_LIST has it; Hopper's own instructions are not in plain 9.0."""
+    """As TORCH_CUDA_ARCH_LIST has it; of Hopper as setup.py builds it."""
     return "9.0a" if capability == (9, 0) else f"{capability[0]}.{capability[1]}"
 
 
