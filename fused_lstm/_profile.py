@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.benchmark.utils.timer import timer
 
 from fused_lstm._calls import Call, tensors
 from fused_lstm._explain import explain
@@ -242,6 +241,9 @@ def _wanted(model: nn.Module, call: Call) -> list[Tensor]:
 
 def _by_turns(module: nn.Module, run: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Median seconds of ``run`` with torch.nn's LSTMs in ``module``, and with the fused ones."""
+    # It loads all that compiles extensions, setuptools too, which takes longer than the package.
+    from torch.utils.benchmark.utils.timer import timer
+
     seconds: dict[Callable, list[float]] = {restore_lstm: [], replace_lstm: []}
 
     def measure(swap: Callable, repeats: int) -> float:

@@ -24,6 +24,19 @@ def test_every_dtype_is_reported_and_tested(extension, capsys):
         assert f"self-test        cpu {name}: passed" in lines
 
 
+def test_the_package_loads_nothing_that_compiles():
+    """What does is slow to load, and warns where it finds a CUDA toolkit and no GPU."""
+    loaded = "{'setuptools', 'torch.utils.cpp_extension'} & {*sys.modules}"
+    result = subprocess.run(
+        [sys.executable, "-c", f"import fused_lstm, sys; print({loaded})"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.stdout, result.stderr) == ("set()\n", "")
+
+
 def too_large(forward, factor):
     """Outputs."""
 

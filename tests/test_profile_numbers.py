@@ -56,7 +56,7 @@ class FakeLSTM:
 @pytest.fixture
 def fake(monkeypatch):
     fake = FakeLSTM()
-    monkeypatch.setattr(_profile, "timer", fake.timer)
+    monkeypatch.setattr("torch.utils.benchmark.utils.timer.timer", fake.timer)
     return fake
 
 
