@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +103,21 @@ def brgemm_bar(workload: Workload, mode: str) -> float | None:
     if 256 <= hidden <= 384:
         return {INFERENCE: 0.80, TRAINING: 0.72}.get(mode)
     return None
+
+
+# Rounds, at least, of rows whose bar lies within some percent of equality, and times the budget of
+# others. On a shared host the quartiles of a round's ratio lie up to a quarter apart; the median of
+# n is then off by 1.25 x 0.25 / 1.35 / sqrt(n) (the standard error of a median of normal numbers):
+# by a tenth with 5 rounds, by 4 % with 30.
+CLOSE_ROUNDS, CLOSE_BUDGETS = 30, 5
+
+
+def is_close(mode: str, names: Collection[str]) -> bool:
+    """Whether one of the providers with these names has such a bar."""
+    wanted = {"fallback", "fused-compile", "whole"}
+    if mode == TRAINING:
+        wanted |= {"lengths"}
+    return not wanted.isdisjoint(names)
 
 
 def ratios(results: list[Result], keep: Callable[[Result], bool]) -> list[float]:

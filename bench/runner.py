@@ -77,13 +77,17 @@ def repeats_for(seconds: float) -> int:
 
 
 def take_turns(
-    turns: Mapping[str, Timed], budget: float, seconds: dict[str, list[float]], cores: Watch
+    turns: Mapping[str, Timed],
+    budget: float,
+    seconds: dict[str, list[float]],
+    cores: Watch,
+    least: int = LEAST_ROUNDS,
 ) -> tuple[dict[str, str], Kept]:
     """Appends to each provider's `seconds`, one entry a round; returns why, for those that failed,
     whose times are dropped, and which rounds were kept.
 
     Every other round goes backwards, so that a drift of the clock meets all alike. Rounds are added
-    until `budget` seconds are spent, and there are at least five with all cores there.
+    until `budget` seconds are spent, and there are at least `least` with all cores there.
     """
     start, rates = timer(), []
     failed: dict[str, str] = {}
@@ -91,8 +95,8 @@ def take_turns(
     def are_enough() -> bool:
         kept = cores.kept(rates, LEAST_ROUNDS)
         there = len(kept.rounds) - kept.disturbed
-        given_up = len(rates) >= LEAST_ROUNDS + MOST_AGAIN
-        return (there >= LEAST_ROUNDS or given_up) and timer() - start >= budget
+        given_up = len(rates) >= least + MOST_AGAIN
+        return (there >= least or given_up) and timer() - start >= budget
 
     while len(failed) < len(turns) and not are_enough():
         lowest = cores.look()
@@ -134,16 +138,24 @@ class Row:
         self.reference = functools.cache(functools.partial(Reference, self.problem))
 
     def measure(
-        self, mode: str, providers: list[Provider], budget: float, brgemm: bool = False
+        self,
+        mode: str,
+        providers: list[Provider],
+        budget: float,
+        brgemm: bool = False,
+        least: int = LEAST_ROUNDS,
     ) -> Result:
-        """With `brgemm` the micro-kernel takes part in each round: see `Result.brgemm_seconds`."""
+        """In at least so many rounds. With `brgemm` the micro-kernel takes part in each: see
+        `Result.brgemm_seconds`.
+        """
         with self.settings():
             measurements, turns = self.prepare_all(mode, providers)
             seconds = {name: measurements[name].seconds for name in turns} | {BRGEMM: []}
             timed: dict[str, Timed] = dict(turns)
             if brgemm and turns and brgemm_of(self.workload, self.threads):
                 timed[BRGEMM] = BrgemmTurn(self.workload, mode, self.threads)
-            failed, kept = take_turns(timed, budget, seconds, watch(self.threads, self.device))
+            cores = watch(self.threads, self.device)
+            failed, kept = take_turns(timed, budget, seconds, cores, least)
             failed.pop(BRGEMM, None)
             for name, reason in failed.items():
                 measurements[name] = replace(measurements[name], failed=reason)

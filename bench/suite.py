@@ -26,7 +26,7 @@ from .isa import cap_in_force, run_capped
 from .options import Case, cases, chosen_workloads, parse
 from .report import make_console, show, show_table
 from .results import Run
-from .runner import Row, first_line
+from .runner import LEAST_ROUNDS, Row, first_line
 
 FAILED, INTERRUPTED = 1, 130  # exit status, the latter of a program that Ctrl-C ended
 # Seconds to spend on each row, mode: enough for tens of rounds of most rows.
@@ -87,7 +87,10 @@ def measure_case(case: Case, row: Callable[[], Row], options: argparse.Namespace
         run.disturbances.append(measure_disturbed(*arguments, budget))
     else:
         brgemm = options.bars and bars.brgemm_bar(case.workload, case.mode) is not None
-        run.results.append(row().measure(case.mode, case.providers, budget, brgemm))
+        least = LEAST_ROUNDS
+        if options.bars and bars.is_close(case.mode, [p.name for p in case.providers]):
+            least, budget = bars.CLOSE_ROUNDS, budget * bars.CLOSE_BUDGETS
+        run.results.append(row().measure(case.mode, case.providers, budget, brgemm, least))
 
 
 def main(package: str, arguments: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import bench_fakes as fakes
 from rich.console import Console
 
 from bench import bars
+from bench.providers import PROVIDERS
 from bench.results import Limit, Measurement, Run
 from bench.workloads import INFERENCE, TRAINING, cpu_workloads
 
@@ -189,6 +190,22 @@ def test_bars_bring_the_providers_of_transforms():
     assert rows["atari"].steps == 128
     for name in bars.FALLBACK_ROWS:
         assert "fallback" in bars.extra_providers(rows[name], INFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "names", "close"),
+    [
+        (INFERENCE, ["nn.LSTM", "fallback"], True),
+        (TRAINING, ["fused-compile"], True),
+        (INFERENCE, ["whole"], True),
+        (TRAINING, ["nn.LSTM", "lengths"], True),
+        (INFERENCE, ["nn.LSTM", "lengths"], False),  # has no bar
+        (TRAINING, ["nn.LSTM", "fused_lstm", "one-thread"], False),
+    ],
+)
+def test_bars_near_equality(mode, names, close):
+    assert bars.is_close(mode, names) is close
+    assert not close or set(names) & set(PROVIDERS)
 
 
 def test_bfloat16_and_own_settings():

@@ -13,7 +13,7 @@ pytest.importorskip("rich")
 
 import bench_fakes as fakes
 
-from bench import results, suite
+from bench import results, runner, suite
 from bench.runner import Row
 from bench.workloads import INFERENCE, TRAINING
 
@@ -27,21 +27,28 @@ def budgets():
 
 
 @pytest.fixture
+def rounds():
+    """Rounds that each row was to have at least."""
+    return []
+
+
+@pytest.fixture
 def micro_kernel():
     """Rows that were held against oneDNN's."""
     return []
 
 
 @pytest.fixture
-def measured(monkeypatch, budgets, micro_kernel):
+def measured(monkeypatch, budgets, rounds, micro_kernel):
     """Rows take no time: a ratio of 2 everywhere. Yields the rows that were asked for."""
     asked = []
 
-    def measure(self, mode, providers, budget, brgemm):
+    def measure(self, mode, providers, budget, brgemm, least):
         asked.append((self.workload.name, mode))
         if brgemm:
             micro_kernel.append((self.workload.name, mode))
         budgets.append(budget)
+        rounds.append(least)
         return fakes.result(2.0, self.workload, mode)
 
     monkeypatch.setattr(Row, "__init__", lambda self, row, *rest: setattr(self, "workload", row))
@@ -72,6 +79,15 @@ def test_a_budget_of_nothing_is_none(measured, budgets):
     assert budgets == [0, suite.BUDGET, suite.QUICK_BUDGET]
 
 
+def test_rows_with_a_bar_near_equality_have_more_rounds(measured, budgets, rounds):
+    """Only where bars are asked for: "single" is run by the fallback then, "square" is not."""
+    names = ["--workload", "single", "square", "--mode", "training", "--budget", "2"]
+    suite.main("bench", names)
+    assert (rounds, budgets) == ([runner.LEAST_ROUNDS] * 2, [2, 2])
+    suite.main("bench", [*names, "--bars"])
+    assert (rounds[2:], budgets[2:]) == ([30, runner.LEAST_ROUNDS], [10, 2])
+
+
 def test_rows_with_a_bar_are_held_against_the_micro_kernel(measured, micro_kernel):
     names = ["--workload", "single", "square"]
     suite.main("bench", names)
@@ -93,10 +109,10 @@ def test_details_and_bars_on_request(measured, capsys):
 def test_ctrl_c_keeps_what_is_done(measured, monkeypatch, tmp_path, capsys):
     measure = Row.measure
 
-    def interrupted(self, mode, providers, budget, brgemm):
+    def interrupted(self, *arguments):
         if len(measured) == 3:
             raise KeyboardInterrupt
-        return measure(self, mode, providers, budget, brgemm)
+        return measure(self, *arguments)
 
     monkeypatch.setattr(Row, "measure", interrupted)
     file = tmp_path / "part.json"
@@ -113,8 +129,8 @@ def test_an_error_in_a_row_loses_no_other(measured, monkeypatch, tmp_path, capsy
     """What was measured is in the file from then on."""
     measure, file, kept = Row.measure, tmp_path / "part.json", []
 
-    def failing(self, mode, providers, budget, brgemm):
-        found = measure(self, mode, providers, budget, brgemm)
+    def failing(self, *arguments):
+        found = measure(self, *arguments)
         kept.append(len(results.load(file).results) if file.exists() else 0)
         if len(measured) == 2:
             raise MemoryError("no more\nthan this")

@@ -35,6 +35,11 @@ def test_providers_take_turns_for_at_least_five_rounds():
     assert all(len(each) == 5 for each in seconds.values())
 
 
+def test_a_row_has_as_many_rounds_as_are_asked_for():
+    measured = Row(TINY, 1).measure(INFERENCE, BOTH, budget=0, least=7)
+    assert all(len(each.seconds) >= 7 for each in measured.measurements.values())
+
+
 def test_rounds_go_on_until_the_budget_is_spent():
     seconds = {"A": []}
     take_turns({"A": Turn(lambda: time.sleep(0.002))}, 0.05, seconds, UNWATCHED)

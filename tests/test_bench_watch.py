@@ -74,6 +74,18 @@ def test_a_core_that_does_not_come_back_is_said():
     assert kept.disturbed == 12
 
 
+def test_more_rounds_may_be_asked_for():
+    """Of these at least five count alone, however many of the others were there."""
+    seconds = {"A": []}
+    rates = [100.0] * 4 + [BEST]
+    _, kept = take_turns({"A": Turn(lambda: None)}, 0, seconds, watching(*rates), 8)
+    assert kept == Kept(list(range(2, 10)), again=2)
+    assert len(seconds["A"]) == 8
+    rates = [BEST] * 12 + [100.0]
+    _, kept = take_turns({"A": Turn(lambda: None)}, 0, seconds, watching(*rates), 8)
+    assert kept == Kept(list(range(6)), again=8 + MOST_AGAIN - 6)
+
+
 def test_rounds_within_the_budget_are_dropped_too():
     """However many there are: those that are left are enough."""
     rates = [BEST, BEST, 100.0] * 10_000
