@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 
 from fused_lstm import replace_lstm
 
@@ -54,8 +55,8 @@ class Returns(BaseCallback):
 def make_agent(fused: bool) -> RecurrentPPO:
     agent = RecurrentPPO(
         "MlpLstmPolicy",
-        make_env(),
-        n_steps=256,
+        make_vec_env(make_env, n_envs=8),  # eight at once: the policy is called once for all
+        n_steps=32,
         batch_size=128,
         n_epochs=6,
         learning_rate=1e-3,

@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,8 @@ def test_distributed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(SKIP_RL, reason="sb3-contrib is not installed")
 @pytest.mark.filterwarnings("ignore")
-def test_recurrent_ppo(run):
+def test_recurrent_ppo(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where stable-baselines3 leaves logs
     output = run("recurrent_ppo", "--steps", "20000")
     assert numbers(output, "of the parameters after one update: ")[0] < 1e-6
     untrained, trained = numbers(output, "held-out return: ")
