@@ -192,6 +192,15 @@ def test_the_watch_on_an_output_keeps_no_memory(extension):
     assert weak() is None
 
 
+def checkpoint_takes(x):
+    """Not a PackedSequence in torch 2.11."""
+    try:
+        checkpoint(lambda x: None, x, use_reentrant=False)
+    except AssertionError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", ["float32", *IN_PLACE])
 def test_a_policy_of_checkpointing_may_keep_the_layer(extension, name):
     """It keeps the op's outputs, and refuses those that have changed since."""
@@ -209,11 +218,13 @@ def test_a_policy_of_checkpointing_may_keep_the_layer(extension, name):
     for kept in (False, True):
         module.zero_grad()
         x = case.pack(sequences)
+        run, args = outputs, (x,)
+        if not checkpoint_takes(x):
+            run, args = functools.partial(outputs, x), ()
         if kept:
-            outputs_of_x = checkpoint(outputs, x, use_reentrant=False, context_fn=keep)
+            checkpoint(run, *args, use_reentrant=False, context_fn=keep).backward()
         else:
-            outputs_of_x = outputs(x)
-        outputs_of_x.backward()
+            outputs(x).backward()
         found.append([p.grad for p in module.parameters()])
     torch.testing.assert_close(found[1], found[0])
 

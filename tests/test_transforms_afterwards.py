@@ -96,11 +96,16 @@ def test_no_tangent_is_lost_in_a_compiled_ensemble(extension, compiled_first):
     else:
         tangent = torch.compile(tangent, backend="eager")
     try:
-        with torch.no_grad(), pytest.raises(NotImplementedError, match="has no derivative"):
+        with torch.no_grad(), pytest.raises(RuntimeError) as error:
             tangent(run, x)
     finally:
         if not compiled_first:  # a compiled function that raises leaves its level open
             torch._C._exit_dual_level(level=0)
+    said = error.value
+    if "dynamicLayerStack" in str(said):  # torch 2.11 fails again as it cleans up
+        said = said.__context__
+    assert isinstance(said, NotImplementedError)
+    assert "has no derivative" in str(said)
 
 
 @pytest.mark.parametrize("forward_inside", [False, True])
