@@ -214,48 +214,49 @@ from fused_lstm import _ops
 torch.set_num_threads(2)
 module, x = fused_lstm.LSTM(64, 256), torch.randn(20, 32, 64)
 stream = module.stream(32)
-results, found = [], []
+results = []
 adapts = sys.argv[1] == "True"
 
 def call():
-    with torch.no_grad():
-        results.append(module(x)[0])
-    found.append(_ops.extension.last_cpu_plan()["threads"])
+    results.append(module(x)[0])
 
 def call_stream():
     stream.reset()
     results.append(stream(x))
-    found.append(_ops.extension.last_cpu_plan()["threads"])
 
-def threads():
-    found.clear()
-    for run in (call, call_stream):  # the last plan is one of its thread
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-    return found
+def team_of(run):
+    found = []
+
+    def note():
+        with torch.no_grad():
+            run()
+        found.append(_ops.extension.last_cpu_plan()["threads"])
+
+    thread = threading.Thread(target=note)  # the last plan is one of its thread
+    thread.start()
+    thread.join()
+    return found[0]
 
 def stall():
     for _ in range(8):
         _ops.extension.record_team(2, 1.0, 0.9)
 
-# Other processes may take a core at any time, and then a team is smaller for a while. What passes
-# while two cores are free is no excuse.
+# Other processes may take a core at any time, and then a team is smaller for a while. After two
+# seconds at most it is the whole one again, for one call at least, however busy the machine is: so
+# only one that has not had the team yet is called.
 def find(expected, before=lambda: None):
-    missing, end, free = {0, 1}, time.monotonic() + 90, 0.0
-    while True:
+    end = time.monotonic() + 60
+    for run in (call, call_stream):
         before()
-        missing -= {i for i, team in enumerate(threads()) if team == expected}
-        if not missing:
-            return
-        assert adapts and time.monotonic() < end and free < 8, (expected, found, free)
-        time.sleep(0.1)
-        free += 0.1 * (_ops.extension.free_cores("/proc", os.cpu_count()) >= 2)
+        while (team := team_of(run)) != expected:
+            assert adapts and time.monotonic() < end, (run, expected, team)
+            time.sleep(0.1)
+            before()
 
 find(2)
 find(1 if adapts else 2, before=stall)
 _ops.extension.request_cpu_plan("rows=2")
-assert threads() == [2, 2], found
+assert [team_of(call), team_of(call_stream)] == [2, 2]
 _ops.extension.request_cpu_plan("")
 find(2)
 assert all(torch.equal(y, results[0]) for y in results)
