@@ -98,7 +98,7 @@ def test_rows_without_the_micro_kernel_have_no_share(monkeypatch, rates, asked):
 
 def test_time_is_per_call_of_the_module(monkeypatch):
     turn = Turn(lambda: time.sleep(0.02), repeats=2, calls=10)
-    assert 0.002 <= turn.seconds() < 0.01
+    assert 0.002 <= turn.seconds() < 0.02  # or more by repeat
     monkeypatch.setattr(runner, "SHORTEST_BLOCK", 0.01)
     assert runner.repeats_for(0.001) == 10
     assert runner.repeats_for(5.0) == 1
@@ -139,11 +139,11 @@ def test_the_first_call_does_not_tell_how_often_one_is_timed(monkeypatch):
     assert not turns[FUSED].warm_up
 
 
-@pytest.mark.parametrize(("limit", "warm"), [(0.02, True), (0.004, False)])
+@pytest.mark.parametrize(("limit", "warm"), [(0.1, True), (0.004, False)])
 def test_all_of_a_row_are_warmed_up_or_none(monkeypatch, limit, warm):
     """By the first of them: nn.LSTM, where it takes part."""
     monkeypatch.setattr(runner, "WARMED_UP", limit)
-    taken = {BASELINE: 0.01, FUSED: 0.002, "linear": 0.03}
+    taken = {BASELINE: 0.01, FUSED: 0.002, "linear": 0.3}
 
     def sleeping(provider):
         def prepare(*args):
