@@ -145,12 +145,12 @@ def test_a_wrapped_case_is_reported(worker):
 
 def test_a_wrapped_case_that_hangs_ends_with_all_that_it_started(worker, tmp_path):
     """A process that a checker leaves behind would run on the device beside later cases."""
-    shell = f"(sleep 1; touch {tmp_path}/alive) & wait; true"
+    shell = f"(sleep 3; touch {tmp_path}/alive) & wait; true"
     case = cases.Case("run", {"hidden": 9}, wrapper=("sh", "-c", shell), limit=0.3)
     answer = worker.run(case)
     assert answer["outcome"] == "hung"
     assert answer["seconds"] < 10
-    time.sleep(1.5)
+    time.sleep(3.2)
     assert not (tmp_path / "alive").exists()
 
 
