@@ -60,6 +60,14 @@ FUSED_LSTM_INLINE Vec<T> load_entries(const T* p, int64_t n) {
 constexpr int kAheadRows = 3;
 constexpr int64_t kLine = 64;  // bytes
 
+// A tile of 3 x 4 vectors of 32 bytes takes 24 instructions for an entry of K: 12 multiply-adds, 7
+// loads, a prefetch and 4 of the loop. Two multiply-adds a cycle ask for 4 instructions a cycle,
+// which a core has not left for one thread where it runs two. With 4 entries in a round, and no
+// prefetch where there is nothing to ask for, they are 20. Vectors of 64 bytes do as much in half
+// as many.
+constexpr bool kNarrow = FUSED_LSTM_VECTOR_BYTES < 64;
+constexpr int kEntriesAtOnce = kNarrow ? 4 : 1;
+
 // What a tile asks the cache for while it computes: one line per entry of K. Tile t of a panel
 // takes the t-th line of every entry's share, so that a few tiles bring in all of the next panel.
 template <class T>
@@ -103,8 +111,8 @@ FUSED_LSTM_INLINE void outer_product(Vec<T> (&acc)[M][N], const Entry& entry, co
   }
 }
 
-// acc[M][N] = a[M, k] * the first N vectors of a panel
-template <class T, int M, int N>
+// acc[M][N] = a[M, k] * the first N vectors of a panel; `asks` for what is ahead.
+template <bool asks, class T, int M, int N>
 FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][N], int64_t k, const T* const (&a)[M],
                                 const T* panel, const char* ahead) {
   constexpr int pair = kPair<T>, width = kLanes<Acc<T>> * pair;
@@ -114,8 +122,9 @@ FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][N], int64_t k, const T* const (
     for (int v = 0; v < N; ++v) acc[m][v] = Vec<T>{};
   }
   const int64_t whole = k / pair;
+#pragma GCC unroll kEntriesAtOnce
   for (int64_t i = 0; i < whole; ++i, panel += 4 * width) {
-    if constexpr (M >= kAheadRows) __builtin_prefetch(ahead + i * kLine, 0, 2);
+    if constexpr (asks) __builtin_prefetch(ahead + i * kLine, 0, 2);
     outer_product<T, M, N>(
         acc, [&](int m) __attribute__((always_inline)) { return broadcast_entry(a[m] + i * pair); },
         panel);
@@ -134,15 +143,14 @@ FUSED_LSTM_INLINE void multiply(Vec<T> (&acc)[M][N], int64_t k, const T* const (
 // instructions for every kChain multiply-adds.
 constexpr int64_t kChain = 128;
 
-// sum[M][N] += a[M, k] * panel
-template <class T, int M, int N>
-FUSED_LSTM_INLINE void accumulate(Vec<T> (&sum)[M][N], int64_t k, const T* (&a)[M], const T* panel,
+template <bool asks, class T, int M, int N>
+FUSED_LSTM_INLINE void add_chains(Vec<T> (&sum)[M][N], int64_t k, const T* (&a)[M], const T* panel,
                                   const char* ahead) {
   constexpr int64_t chain = kChain * kPair<T>;
   for (int64_t k0 = 0; k0 < k; k0 += chain) {
     Vec<T> acc[M][N];
-    multiply<T, M, N>(acc, k - k0 < chain ? k - k0 : chain, a, panel + k0 * 4 * kLanes<Acc<T>>,
-                      ahead + k0 / kPair<T> * kLine);
+    multiply<asks, T, M, N>(acc, k - k0 < chain ? k - k0 : chain, a,
+                            panel + k0 * 4 * kLanes<Acc<T>>, ahead + k0 / kPair<T> * kLine);
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) a[m] += chain;
     // Through memory: the registers are full.
@@ -152,6 +160,19 @@ FUSED_LSTM_INLINE void accumulate(Vec<T> (&sum)[M][N], int64_t k, const T* (&a)[
       for (int v = 0; v < N; ++v) sum[m][v] += acc[m][v];
     }
   }
+}
+
+// sum[M][N] += a[M, k] * panel
+template <class T, int M, int N>
+FUSED_LSTM_INLINE void accumulate(Vec<T> (&sum)[M][N], int64_t k, const T* (&a)[M], const T* panel,
+                                  const char* ahead) {
+  constexpr bool asks = M >= kAheadRows;
+  if constexpr (asks && kNarrow) {
+    if (ahead == reinterpret_cast<const char*>(panel)) {
+      return add_chains<false, T, M, N>(sum, k, a, panel, ahead);
+    }
+  }
+  add_chains<asks, T, M, N>(sum, k, a, panel, ahead);
 }
 
 template <class T, int M, int N>
